@@ -1,0 +1,135 @@
+"""Opening pictures and turning them into tensors. Source of the numbers: systems EKAGen and DETR, as released."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, UnidentifiedImageError
+from torchvision.transforms import functional
+from torchvision.transforms.functional import InterpolationMode
+
+from modules.errors import InputError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Read JPEG, PNG (8 or 16 bit) or DICOM as an RGB picture. Raises InputError with the path and the reason."""
+    path = Path(path)
+    try:
+        if path.suffix.lower() in (".dcm", ".dicom"):
+            return _open_dicom(path)
+        with Image.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):  # 16 bit and more: scale to the picture's own range
+                return _eight_bits(np.asarray(picture))
+            return picture.convert("RGB")
+    except FileNotFoundError as error:
+        raise InputError(f"no picture {path}") from error
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"picture {path} cannot be read: {error}") from error
+
+
+def _eight_bits(pixels: np.ndarray) -> Image.Image:
+    pixels = pixels.astype(np.float64)
+    low, high = pixels.min(), pixels.max()
+    return Image.fromarray(np.round(255 * (pixels - low) / max(high - low, 1e-9)).astype(np.uint8)).convert("RGB")
+
+
+def _open_dicom(path: Path) -> Image.Image:
+    try:
+        import pydicom
+        from pydicom.pixels import apply_voi_lut
+    except ImportError as error:
+        raise InputError(f"{path} is DICOM: pip install pydicom") from error
+    try:
+        record = pydicom.dcmread(path)
+        pixels = apply_voi_lut(record.pixel_array, record)
+    except (pydicom.errors.InvalidDicomError, AttributeError, RuntimeError, NotImplementedError) as error:
+        raise InputError(f"picture {path} cannot be read: {error}") from error
+    if record.get("PhotometricInterpretation") == "MONOCHROME1":  # bright means low
+        pixels = pixels.max() - pixels
+    return _eight_bits(pixels)
+
+
+def picture_problem(path: Path, depth: str) -> str | None:
+    """What is wrong with a picture file, or None. "full" decodes it; "quick" reads the header and the end mark."""
+    try:
+        if depth == "full":
+            open_picture(path)
+            return None
+        with Image.open(path) as picture:
+            kind = picture.format
+        with open(path, "rb") as file:
+            file.seek(max(path.stat().st_size - 64, 0))
+            end = file.read()
+        whole = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(kind, b"") in end
+        return None if whole else f"picture {path} is cut off"
+    except InputError as error:
+        return str(error)
+    except FileNotFoundError:
+        return f"no picture {path}"
+    except (OSError, UnidentifiedImageError) as error:
+        if path.suffix.lower() in (".dcm", ".dicom"):
+            return None  # PIL cannot read its header; the decoder will
+        return f"picture {path} cannot be read: {error}"
+
+
+def square(picture: Image.Image, side: int) -> Image.Image:
+    """Resize to side x side pixels with PIL's default filter; the aspect ratio is not kept, as released."""
+    return picture.resize((side, side))
+
+
+def to_tensor(picture: Image.Image) -> torch.Tensor:
+    """RGB picture -> float32 [3, H, W], ImageNet mean and standard deviation."""
+    return functional.normalize(functional.to_tensor(picture), MEAN, STD)
+
+
+def diagnosis_tensor(picture: Image.Image, side: int = 224) -> torch.Tensor:
+    """The DiagnosisBot's input: shorter side to `side`, centre crop, normalise -> [3, side, side]. Never augmented."""
+    return to_tensor(functional.center_crop(functional.resize(picture, side), [side, side]))
+
+
+class Augmentation:
+    """Training-time changes of a study's pictures; `released`, `aligned` or `none`.
+
+    released: each picture on its own is turned by 0/90/180/270 degrees, jittered and flipped (EKAGen's released code).
+    aligned: one draw for all pictures of a study: a turn of at most 5 degrees, jitter, no flip, so that "left" and
+    "right" of the report stay true and teacher and student see the same picture.
+    """
+
+    def __init__(self, kind: str) -> None:
+        if kind not in ("released", "aligned", "none"):
+            raise ValueError(f"augmentation {kind}: choose released, aligned or none")
+        self.kind = kind
+
+    def __call__(self, pictures: list[Image.Image], draw: random.Random) -> list[Image.Image]:
+        """pictures of one study (all views, complete and masked) -> the same, changed; `draw` decides everything."""
+        if self.kind == "none":
+            return pictures
+        if self.kind == "released":
+            return [self._released(picture, draw) for picture in pictures]
+        angle, jitter = draw.uniform(-5, 5), _jitter_settings(draw)
+        return [_jitter(functional.rotate(p, angle, InterpolationMode.BILINEAR), jitter) for p in pictures]
+
+    @staticmethod
+    def _released(picture: Image.Image, draw: random.Random) -> Image.Image:
+        picture = picture.rotate(draw.choice((0, 90, 180, 270)), expand=True)
+        picture = _jitter(picture, _jitter_settings(draw))
+        return functional.hflip(picture) if draw.random() < 0.5 else picture
+
+
+def _jitter_settings(draw: random.Random) -> tuple[list[int], dict[int, float]]:
+    factors = {0: draw.uniform(0.5, 1.3), 1: draw.uniform(0.8, 1.5), 2: draw.uniform(0.2, 1.5)}
+    order = list(factors)
+    draw.shuffle(order)
+    return order, factors
+
+
+def _jitter(picture: Image.Image, settings: tuple[list[int], dict[int, float]]) -> Image.Image:
+    change = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
+    order, factors = settings
+    for number in order:
+        picture = change[number](picture, factors[number])
+    return picture

@@ -1,0 +1,131 @@
+"""Readers of R2Gen's annotation format and the checks made before the first batch.
+
+The format (Chen et al. 2020): {"train": [...], "val": [...], "test": [...]}, each row {"id", "report", "image_path":
+[paths below the image folder]}. IU X-Ray, MIMIC-CXR and the miniature set come in it; so does any other set a user brings.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.pictures import picture_problem
+from modules.errors import InputError, Problems
+from modules.reports import clean_report
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """One study: id, raw report text, picture paths below the image folder in the annotation's order, split."""
+
+    id: str
+    report: str
+    pictures: tuple[str, ...]
+    split: str
+
+
+def read_annotation(path: str | Path) -> dict[str, list[Study]]:
+    """Studies by split, in the file's order, nothing left out.
+
+    Raises InputError when the file is missing, is not JSON or has not R2Gen's layout (all faulty rows in one message).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no annotation file {path}; say where the data set lies with --data_dir or --ann_path")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(content, dict) or not set(SPLITS) & set(content):
+        raise InputError(f'{path}: expected {{"train": [...], "val": [...], "test": [...]}}, R2Gen\'s annotation format')
+    studies: dict[str, list[Study]] = {}
+    faults = Problems()
+    for split in SPLITS:
+        rows = content.get(split, [])
+        studies[split] = []
+        for number, row in enumerate(rows):
+            pictures = row.get("image_path") if isinstance(row, dict) else None
+            fine = (
+                isinstance(row, dict)
+                and "id" in row
+                and isinstance(row.get("report"), str)
+                and isinstance(pictures, list)
+                and all(isinstance(picture, str) for picture in pictures)
+            )
+            if faults.check(fine, f"{split} row {number}: needs id, report (text) and image_path (list of paths)"):
+                studies[split].append(Study(str(row["id"]), row["report"], tuple(pictures), split))
+    faults.texts[20:] = [f"... and {len(faults.texts) - 20} more rows"] if len(faults.texts) > 20 else []
+    faults.stop_if_any(f"{path} has rows that are not studies")
+    return studies
+
+
+def check_studies(
+    studies: dict[str, list[Study]], image_dir: str | Path, *, cleaning: str, max_views: int, depth: str, progress=True
+) -> dict[str, str]:
+    """Look at every study and at the pictures that will be used; returns {study id: what is wrong} for the broken ones.
+
+    depth: "full" decodes each picture, "quick" reads its header and its end.
+    """
+    image_dir = Path(image_dir)
+    broken: dict[str, str] = {}
+    listed = [study for rows in studies.values() for study in rows]
+    seen = Counter(study.id for study in listed)
+    jobs = []
+    for study in listed:
+        if seen[study.id] > 1:
+            broken[study.id] = f"the id stands {seen[study.id]} times in the annotation"
+        elif not clean_report(study.report, cleaning).strip(" ."):
+            broken[study.id] = "empty report"
+        elif not study.pictures:
+            broken[study.id] = "no picture"
+        else:
+            jobs += [(study.id, image_dir / picture) for picture in study.pictures[:max_views]]
+    with ThreadPoolExecutor(8) as pool:
+        results = pool.map(lambda job: picture_problem(job[1], depth), jobs)
+        bar = tqdm(zip(jobs, results), total=len(jobs), desc="checking pictures", disable=not progress, leave=False)
+        for (name, _), problem in bar:
+            if problem:
+                broken.setdefault(name, problem)
+    return broken
+
+
+def without_broken(
+    studies: dict[str, list[Study]], broken: dict[str, str], *, skip: bool, problems: Problems
+) -> dict[str, list[Study]]:
+    """The studies to use. Notes all broken ones in `problems` unless `skip`; a duplicate id keeps its first study."""
+    if broken and not skip:
+        shown = [f"{name}: {reason}" for name, reason in list(broken.items())[:20]]
+        more = [f"... and {len(broken) - 20} more"] if len(broken) > 20 else []
+        problems.add(
+            f"{len(broken)} studies are broken; mend them, or pass --skip_broken to go on without them:\n      "
+            + "\n      ".join(shown + more)
+        )
+        return studies
+    return {split: [study for study in rows if study.id not in broken] for split, rows in studies.items()}
+
+
+def data_card(studies: dict[str, list[Study]], broken: dict[str, str], *, name: str, ann_path: str, max_views: int):
+    """Facts about the data of a run, for the console and run.json: counts, views, hash of the ids per split."""
+    card = {"data_set": name, "annotation": str(ann_path), "section": "report", "views_used": max_views, "splits": {}}
+    for split, rows in studies.items():
+        ids = hashlib.sha256("\n".join(sorted(study.id for study in rows)).encode()).hexdigest()[:16]
+        views = dict(sorted(Counter(len(study.pictures) for study in rows).items()))
+        card["splits"][split] = {"studies": len(rows), "pictures_per_study": views, "ids_sha256": ids}
+    card["skipped"] = dict(broken)
+    return card
+
+
+def card_text(card: dict) -> str:
+    """The data card for people."""
+    lines = [f"data set {card['data_set']}: {card['annotation']} (text: its \"{card['section']}\" field)"]
+    for split, facts in card["splits"].items():
+        views = ", ".join(f"{count} with {number}" for number, count in facts["pictures_per_study"].items())
+        lines.append(f"  {split:5s} {facts['studies']:>7,d} studies (pictures: {views})  ids {facts['ids_sha256']}")
+    lines.append(f"  pictures used per study: first {card['views_used']}; broken and skipped: {len(card['skipped'])}")
+    return "\n".join(lines)

@@ -1,0 +1,110 @@
+"""The diagnoses of a data set by a DiagnosisBot, made once and kept: a study's diagnosis depends on its picture alone.
+"""
+
+import csv
+import os
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from data.pictures import diagnosis_tensor, open_picture, square
+from data.studies import Study
+from modules.adm import SIDE
+from modules.artefact import write_atomic
+from modules.diagnosisbot import DiagnosisBot, load_diagnosisbot
+from modules.errors import InputError
+
+
+class FirstPictures(Dataset):
+    """The first picture of each study as the DiagnosisBot sees it: [3, S, S]."""
+
+    def __init__(self, studies: list[Study], image_dir, side: int) -> None:
+        self.studies, self.image_dir, self.side = studies, image_dir, side
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, place: int) -> torch.Tensor:
+        picture = open_picture(f"{self.image_dir}/{self.studies[place].pictures[0]}")
+        return diagnosis_tensor(square(picture, SIDE), self.side)
+
+
+@torch.no_grad()
+def probabilities(bot: DiagnosisBot, studies, image_dir, *, device, num_workers=0, batch_size=32, progress=True):
+    """{study id: K probabilities} of the first pictures, float."""
+    bot = bot.to(device).eval()
+    loader = DataLoader(FirstPictures(studies, image_dir, bot.side), batch_size=batch_size, num_workers=num_workers)
+    rows = []
+    for pictures in tqdm(loader, desc="diagnosing", disable=not progress, leave=False):
+        rows += bot(pictures.to(device)).float().cpu().tolist()
+    return {study.id: row for study, row in zip(studies, rows)}
+
+
+def diagnosis_table(bot: DiagnosisBot, studies, image_dir, *, folder, device, num_workers=0, progress=True):
+    """{study id: K bits}, from the cache in `folder` where it has the study, the rest diagnosed and added.
+
+    The cache belongs to the bot's weights; a row counts only for the same picture path and file size.
+    """
+    path = Path(folder) / f"diagnosis_{bot.fingerprint()}.csv"
+    known = _read_cache(path, bot.labels)
+    marks = {study.id: _mark(study, image_dir) for study in studies}
+    missing = [study for study in studies if known.get(study.id, (None,))[0] != marks[study.id]]
+    if missing:
+        settings = {"device": device, "num_workers": num_workers, "progress": progress}
+        made = probabilities(bot, missing, image_dir, **settings)
+        known |= {name: (marks[name], row) for name, row in made.items()}
+        write_atomic(path, lambda temporary: _write_cache(temporary, known, bot.labels))
+    thresholds = bot.thresholds.tolist()
+    return {s.id: [int(p > t) for p, t in zip(known[s.id][1], thresholds)] for s in studies}
+
+
+def _mark(study: Study, image_dir) -> tuple[str, int]:
+    return study.pictures[0], os.path.getsize(f"{image_dir}/{study.pictures[0]}")
+
+
+def _write_cache(path: Path, known: dict, labels) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "picture", "bytes", *(f"p({label})" for label in labels)])
+        writer.writerows([name, *mark, *row] for name, (mark, row) in known.items())
+
+
+def _read_cache(path: Path, labels) -> dict:
+    if not path.is_file():
+        return {}
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        if header[3:] != [f"p({label})" for label in labels]:
+            raise InputError(f"{path} is a diagnosis cache of other labels; remove it")
+        return {row[0]: ((row[1], int(row[2])), [float(value) for value in row[3:]]) for row in rows}
+
+
+def diagnose_studies(args, data, device, parts: dict | None = None) -> None:
+    """Fill data.tables["diagnosis"]: from --diagnosis_path, else by the DiagnosisBot of a checkpoint or of the flags."""
+    studies = [study for rows in data.studies.values() for study in rows]
+    if data.diagnosis is not None:
+        data.tables["diagnosis"] = {study.id: data.diagnosis[study.id] for study in studies}
+        return
+    bot = open_bot(args, parts)
+    settings = {"folder": args.knowledge_dir, "device": device, "num_workers": args.num_workers}
+    data.tables["diagnosis"] = diagnosis_table(bot, studies, args.image_dir, **settings)
+
+
+def open_bot(args, parts: dict | None = None) -> DiagnosisBot:
+    """The DiagnosisBot of a checkpoint's parts, or of --diagnosisbot where that was typed or there are no parts."""
+    if parts and "diagnosisbot" in parts and "diagnosisbot" not in args.typed:
+        return DiagnosisBot.from_state(parts["diagnosisbot"])
+    return load_diagnosisbot(args.diagnosisbot)
+
+
+def optional_parts(args) -> dict:
+    """What lets a checkpoint serve a new picture: the DiagnosisBot and the ADM classifier, where the run has them."""
+    parts = {}
+    if args.iek and not args.diagnosis_path:
+        parts["diagnosisbot"] = load_diagnosisbot(args.diagnosisbot).state()
+    if args.adm and Path(args.adm_classifier).is_file():
+        parts["adm_classifier"] = load_diagnosisbot(args.adm_classifier, flag="--adm_classifier", side=SIDE).state()
+    return parts

@@ -1,0 +1,194 @@
+"""Label reports with the rule-based labeler, show its reasons, or measure it against the labels of another one.
+
+    python -m knowledge.label_reports --ann_path annotation.json --out labels.csv [--phrases phrases.json]
+    python -m knowledge.label_reports --agreement other.csv --texts texts.csv --text_column impression [--held_out]
+    python -m knowledge.label_reports --text "No effusion, mild cardiomegaly."
+
+The first writes `split,id,<14 labels>` and a manifest `labels.csv.json` beside it. The second counts uncertain as
+positive on both sides; `--held_out` takes only the studies that the rules were not written on (see `held_out`).
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from modules.artefact import make_manifest, manifest_path, sha256, write_atomic, write_json
+from modules.errors import InputError, Problems, entry
+from modules.labeler import UNCERTAIN_RULES, VERSION, label_report, label_reports, label_values
+from modules.labels import CHEXPERT_14, NO_FINDING, read_label_table, write_label_table
+
+SPLITS = ("train", "val", "test")
+HELD_OUT_BELOW = 90  # of 256: about 35 %
+
+
+def held_out(study: str) -> bool:
+    """Whether a study was set aside before any rule was written: first byte of the SHA-1 of its id below 90."""
+    return hashlib.sha1(study.encode()).digest()[0] < HELD_OUT_BELOW
+
+
+def read_reports(path: str | Path) -> list[tuple[str, str, str]]:
+    """[(split, id, report)] of an annotation in R2Gen's format. InputError where it is not one, or an id repeats."""
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--ann_path: cannot read {path} ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"--ann_path: {path} is not a JSON file ({error})") from error
+    if not isinstance(content, dict) or not any(split in content for split in SPLITS):
+        raise InputError(f'--ann_path: {path} is no annotation: {{"train": [...], "val": [...], "test": [...]}}')
+    rows, problems, seen = [], Problems(), set()
+    for split in SPLITS:
+        for number, study in enumerate(content.get(split, [])):
+            where = f"{split}[{number}]"
+            if not isinstance(study, dict) or "id" not in study or not isinstance(study.get("report"), str):
+                problems.add(f"{where} needs an id and a report as text")
+            elif str(study["id"]) in seen:
+                problems.add(f"{where}: id {study['id']!r} occurs twice")
+            else:
+                seen.add(str(study["id"]))
+                rows.append((split, str(study["id"]), study["report"]))
+    problems.texts[10:] = [f"and {len(problems.texts) - 10} more"] if len(problems.texts) > 10 else []
+    problems.stop_if_any(f"--ann_path: {path} is not complete")
+    return rows
+
+
+def label_annotation(ann_path: str, out: str, uncertain: str, phrases: str | None) -> None:
+    """Write the label table of an annotation, its manifest, and on request the deciding phrases."""
+    rows = read_reports(ann_path)
+    mentions = [label_report(report) for _, _, report in rows]
+    table = [(split, name, label_values(found, uncertain)) for (split, name, _), found in zip(rows, mentions)]
+    write_label_table(out, table)
+    positives = {label: sum(values[i] == 1 for _, _, values in table) for i, label in enumerate(CHEXPERT_14)}
+    manifest = make_manifest(
+        "report labels",
+        labeler=VERSION,
+        uncertain=uncertain,
+        labels=list(CHEXPERT_14),
+        source=str(ann_path),
+        source_sha256=sha256(ann_path),
+        table_sha256=sha256(out),
+        studies={split: sum(row[0] == split for row in rows) for split in SPLITS},
+        positives=positives,
+    )
+    write_json(manifest_path(out), manifest)
+    print(f"{out}: {len(rows)} reports, uncertain counted {uncertain}; manifest {manifest_path(out)}")
+    if phrases:
+        said = {
+            name: {label: list(mention) for label, mention in found.items() if mention.state != "absent"}
+            for (_, name, _), found in zip(rows, mentions)
+        }
+        text = json.dumps(said, indent=0, ensure_ascii=False) + "\n"
+        write_atomic(phrases, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        print(f"{phrases}: the words that decided each label")
+
+
+def read_texts(path: str | Path, column: str) -> dict[str, str]:
+    """{id: text} of a CSV with an id column and `column`."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            absent = [name for name in ("id", column) if name not in (reader.fieldnames or [])]
+            if absent:
+                raise InputError(f"--texts: {path} has no column {', '.join(absent)}")
+            return {row["id"]: row[column] or "" for row in reader}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"--texts: cannot read {path} ({error})") from error
+
+
+def f1(hits: int, false: int, missed: int) -> float:
+    """F1 from counts; 0 where nothing was there and nothing found."""
+    return 2 * hits / (2 * hits + false + missed) if hits else 0.0
+
+
+def agreement(theirs: Mapping[str, Sequence[int]], texts: Mapping[str, str], studies: Iterable[str]) -> dict:
+    """Agreement over `studies` of our labels for `texts` with `theirs` (CHEXPERT_14 order), uncertain as positive.
+
+    Out: per label (precision, recall, f1, positives); micro_13 over all findings but No Finding; macro_14; reports and
+    seconds of our labeling. InputError names what is missing.
+    """
+    studies = list(studies)
+    lost = [study for study in studies if study not in texts]
+    if lost or not studies:
+        raise InputError(f"{len(lost)} of {len(studies)} labelled studies have no text, such as {lost[:3]}")
+    start = time.perf_counter()
+    ours = label_reports(texts[study] for study in studies)
+    seconds = time.perf_counter() - start
+    result = {"labels": {}, "reports": len(studies), "seconds": seconds}
+    total = [0, 0, 0]
+    for i, label in enumerate(CHEXPERT_14):
+        pairs = [(int(row[i]), int(theirs[study][i] == 1)) for row, study in zip(ours, studies)]
+        hits, false, missed = pairs.count((1, 1)), pairs.count((1, 0)), pairs.count((0, 1))
+        precision, recall = hits / max(1, hits + false), hits / max(1, hits + missed)
+        result["labels"][label] = (precision, recall, f1(hits, false, missed), hits + missed)
+        if label != NO_FINDING:
+            total = [a + b for a, b in zip(total, (hits, false, missed))]
+    result["micro_13"] = f1(*total)
+    result["macro_14"] = sum(row[2] for row in result["labels"].values()) / len(CHEXPERT_14)
+    return result
+
+
+def show_agreement(labels_path: str, texts_path: str, column: str, only_held_out: bool) -> dict:
+    """Print the agreement of two tables; returns what `agreement` returns."""
+    theirs, texts = read_label_table(labels_path), read_texts(texts_path, column)
+    studies = [study for study in theirs if held_out(study)] if only_held_out else list(theirs)
+    result = agreement(theirs, texts, studies)
+    print(f"{'label':28s} precision  recall     f1  positives")
+    for label, (precision, recall, score, positives) in result["labels"].items():
+        print(f"{label:28s} {precision:9.3f} {recall:7.3f} {score:6.3f} {positives:10d}")
+    print(f"micro-F1 of 13 findings {result['micro_13']:.4f}, macro-F1 of 14 labels {result['macro_14']:.4f}")
+    speed = result["reports"] / max(result["seconds"], 1e-9)
+    part = "held-out studies" if only_held_out else "studies"
+    print(f"{result['reports']} {part}, {speed:,.0f} reports/s, labeler {VERSION}")
+    return result
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this command."""
+    flags = argparse.ArgumentParser(
+        prog="python -m knowledge.label_reports",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = flags.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ann_path", help="annotation in R2Gen's format whose reports are labelled")
+    what.add_argument("--agreement", metavar="LABELS", help="CSV of another labeler's labels to measure ours against")
+    what.add_argument("--text", help="one report: print its labels and the words that decided them")
+    flags.add_argument("--out", help="CSV to write: split, id, 14 labels (with --ann_path)")
+    flags.add_argument("--phrases", help="JSON to write: per study the deciding words (with --ann_path)")
+    flags.add_argument(
+        "--uncertain",
+        choices=UNCERTAIN_RULES,
+        default="positive",
+        help="what an uncertain finding becomes (with --ann_path); keep writes -1",
+    )
+    flags.add_argument("--texts", help="CSV with the texts, column id among them (with --agreement)")
+    flags.add_argument("--text_column", default="impression", help="column of --texts to label")
+    flags.add_argument("--held_out", action="store_true", help="only the studies the rules were not written on")
+    return flags
+
+
+@entry
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; see the head of this file."""
+    args = parser().parse_args(argv)
+    problems = Problems()
+    problems.check(not args.ann_path or args.out, "--ann_path needs --out, the CSV to write")
+    problems.check(args.ann_path or not (args.out or args.phrases), "--out and --phrases go with --ann_path")
+    problems.check(not args.agreement or args.texts, "--agreement needs --texts, the CSV that holds the reports")
+    problems.stop_if_any()
+    if args.ann_path:
+        label_annotation(args.ann_path, args.out, args.uncertain, args.phrases)
+    elif args.agreement:
+        show_agreement(args.agreement, args.texts, args.text_column, args.held_out)
+    else:
+        for label, (state, phrase) in label_report(args.text).items():
+            print(f"{label:28s} {state:10s} {phrase}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""A report for one new study: pictures and a checkpoint, nothing else."""
+
+from pathlib import Path
+
+import torch
+
+from data.batches import collate
+from data.pictures import diagnosis_tensor, open_picture, square, to_tensor
+from knowledge.diagnose import open_bot
+from modules.adm import SIDE, apply_mask, classifier_mask
+from modules.checkpoint import is_ours
+from modules.decoding import write_reports
+from modules.diagnosisbot import DiagnosisBot, load_diagnosisbot
+from modules.errors import InputError
+from modules.tokenizer import Tokenizer
+
+
+@torch.no_grad()
+def report_new_study(args, content: dict, module, decoding, precision, device) -> dict:
+    """Print (and return) report, diagnosis with probabilities and expert report of the pictures of --image."""
+    if not is_ours(content):
+        raise InputError(
+            f"--image: {args.load} is a released file, which carries no vocabulary and no knowledge; evaluate it on a data "
+            "set, or train with --load to make a checkpoint of ours"
+        )
+    parts = content["parts"]
+    tokenizer = Tokenizer.from_state_dict(content["tokenizer"])
+    system = module.build(args, tokenizer, parts)
+    module.load_start(system, content, args.load, args)
+    system = system.to(device).eval()
+    originals = [open_picture(path) for path in args.image]
+    if len(originals) > args.max_views:
+        print(f"note: the model was trained with {args.max_views} picture(s) per study; the rest is not looked at")
+        originals = originals[: args.max_views]
+    result: dict = {"images": [str(path) for path in args.image]}
+    needs = system.needs(training=False)
+    item: dict = {"id": Path(args.image[0]).stem}
+    if "diagnosis" in needs:
+        result["diagnosis"], item["diagnosis"] = _diagnose(args, parts, originals[0], device)
+    if "images" in needs:
+        item["images"] = [to_tensor(square(picture, args.image_size)) for picture in originals]
+    if "masked_images" in needs:
+        item["masked_images"] = _masked(args, parts, originals, result, device)
+    batch = collate([item]).to(device)
+    with precision.region():
+        result["report"] = tokenizer.decode(write_reports(system, batch, decoding)[0])
+    result |= {name: values[0] for name, values in system.remarks(batch).items() if name.startswith("knowledge")}
+    _show(result)
+    return result
+
+
+def _diagnose(args, parts, picture, device):
+    if "diagnosisbot" not in parts and "diagnosisbot" not in args.typed:
+        raise InputError("this checkpoint was trained on a label table and carries no DiagnosisBot; give one with --diagnosisbot")
+    bot = open_bot(args, parts).to(device)
+    chances = bot(diagnosis_tensor(square(picture, SIDE), bot.side)[None].to(device))
+    bits = bot.diagnose(chances)[0]
+    rows = zip(bot.labels, chances[0].tolist(), bot.thresholds.tolist(), bits.tolist())
+    facts = [{"label": n, "probability": round(p, 4), "threshold": round(t, 4), "positive": bool(b)} for n, p, t, b in rows]
+    return facts, bits.cpu()
+
+
+def _masked(args, parts, originals, result, device):
+    """The ADM view of each picture, by the checkpoint's ADM classifier."""
+    if "adm_classifier" in parts and "adm_classifier" not in args.typed:
+        classifier = DiagnosisBot.from_state(parts["adm_classifier"])
+    elif Path(args.adm_classifier).is_file():
+        classifier = load_diagnosisbot(args.adm_classifier, flag="--adm_classifier", side=SIDE)
+    else:
+        result["note"] = "the checkpoint carries no ADM classifier: the complete picture was used where the model expects the masked one"
+        return [to_tensor(square(picture, args.image_size)) for picture in originals]
+    views = []
+    rule = {"theta": args.theta, "gamma": args.gamma, "beta": args.beta}
+    for picture in originals:
+        mask = classifier_mask(classifier.to(device), square(picture, SIDE), rule=args.adm_rule)
+        views.append(to_tensor(apply_mask(square(picture, args.image_size), mask, **rule)))
+    return views
+
+
+def _show(result: dict) -> None:
+    print(f"pictures:  {', '.join(result['images'])}")
+    if "note" in result:
+        print(f"note:      {result['note']}")
+    print(f"report:    {result['report']}")
+    if "diagnosis" in result:
+        print("diagnosis:")
+        for row in sorted(result["diagnosis"], key=lambda row: -row["probability"]):
+            mark = "*" if row["positive"] else " "
+            print(f"  {mark} {row['label']:27s} {row['probability']:.3f}  (threshold {row['threshold']:.3f})")
+    if "knowledge_report" in result:
+        distance = result["knowledge_distance"]
+        nearest = "" if distance == "0" else f", nearest by {distance} label(s)"
+        print(f"knowledge: expert report {result['knowledge_id']}{nearest}:\n  {result['knowledge_report']}")
+    print("Research software: not for clinical use.")

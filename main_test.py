@@ -1,0 +1,110 @@
+"""Test a system: `bash test_iu.sh`, or `python main_test.py --load best.pt`; with --image, write one new report."""
+
+import json
+import sys
+from pathlib import Path
+
+from data.batches import make_loader
+from data.prepare import make_dataset, open_data
+from data.studies import card_text
+from knowledge.diagnose import diagnose_studies
+from knowledge.new_study import report_new_study
+from models import SYSTEMS, system_module
+from modules.artefact import ROOT, sha256, write_json
+from modules.checkpoint import is_ours, load_checkpoint
+from modules.decoding import DecodingSettings
+from modules.errors import InputError, Problems, entry
+from modules.flags import RELEASED_FILES, all_flags, parse
+from modules.metrics import best_constant_report, format_table, score
+from modules.precision import Precision, choose_device, seed_everything
+from modules.reports import R2GenReferences, write_predictions
+from modules.run_folder import describe_run
+from modules.tokenizer import Tokenizer
+from modules.writing import write_split
+
+PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text(encoding="utf-8"))
+
+
+def read_flags(argv):
+    """Flags and the loaded weights; a checkpoint of ours brings the flags it was trained with."""
+    args = parse(argv, "test", systems=tuple(SYSTEMS))
+    if not args.load:
+        raise InputError("--load: give a checkpoint of ours (results/<run>/best.pt) or the authors' weights")
+    content = load_checkpoint(args.load)
+    if is_ours(content):
+        return parse(argv, "test", systems=tuple(SYSTEMS), carried=content["flags"]), content
+    for name, path in RELEASED_FILES.get((args.model, args.dataset_name), {}).items():
+        if name not in args.typed:
+            setattr(args, name, path)
+    return args, content
+
+
+@entry
+def main(argv=None) -> None:
+    args, content = read_flags(argv)
+    device = choose_device(args.device)
+    seed_everything(args.seed, args.deterministic)
+    module, problems, ours = system_module(args.model), Problems(), is_ours(content)
+    module.check(args, problems, training=False, carried=ours)
+    decoding, precision = DecodingSettings.from_flags(args), Precision(args.precision, device)
+    if args.image:
+        problems.stop_if_any()
+        report_new_study(args, content, module, decoding, precision, device)
+        return
+    parts = content["parts"] if ours else None
+    # training and validation reports are read for the protocol's word counts and the constant report, not for pictures
+    uses_bot = args.iek and not (parts and "diagnosisbot" in parts and "diagnosisbot" not in args.typed)
+    masks = args.adm and args.eval_view == "masked"
+    data = open_data(args, (args.split,), problems, masks=masks, diagnosis=uses_bot, texts=True)
+    problems.stop_if_any()
+    print(card_text(data.card))
+    if args.dry_run:
+        print(json.dumps(all_flags(args), indent=1))
+        return
+
+    if args.iek:
+        diagnose_studies(args, data, device, parts)
+    training = data.texts["train"]
+    tokenizer = Tokenizer.from_state_dict(content["tokenizer"]) if ours else module.make_tokenizer(training, args)
+    system = module.build(args, tokenizer, parts)
+    module.load_start(system, content, args.load, args)
+    system = system.to(device).eval()
+    dataset = make_dataset(args, data, args.split, system.needs(training=False), tokenizer, training=False)
+    loader = make_loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers, shuffle=False)
+    written = write_split(system, loader, tokenizer, decoding, precision=precision, device=device)
+
+    rule = {"rule": args.cleaning, "threshold": args.reference_threshold, "max_words": args.reference_words}
+    references = R2GenReferences(training, **rule)
+    constant = best_constant_report(training, data.texts["val"], references)
+    studies = data.studies[args.split]
+    rows = [references.row(study.id, study.report, **written[study.id], constant=constant) for study in studies]
+    folder = results_folder(args, ours)
+    predictions = folder / f"predictions_{args.split}.csv"
+    write_predictions(predictions, rows)
+    scores = score(rows, expected_ids=[study.id for study in studies], protocols=args.protocols)
+    facts = {
+        "split": args.split,
+        "weights": {"path": args.load, "sha256": sha256(args.load)},
+        "studies_listed": data.listed[args.split],
+        "skipped": data.card["skipped"],
+        "oracle_labels": data.oracle or bool(ours and content.get("oracle")),
+        "knowledge_fallbacks": sum(row.get("knowledge_distance", "0") != "0" for row in rows),
+        "run": describe_run(args, device, data=data.card),
+    }
+    write_json(folder / f"metrics_{args.split}.json", {**facts, "metrics": scores})
+    print(format_table(scores, PUBLISHED.get(args.dataset_name)))
+    if facts["oracle_labels"]:
+        print("ORACLE: the diagnoses of the scored studies were made from their reports")
+    print(f"knowledge: {facts['knowledge_fallbacks']} of {len(rows)} studies have a diagnosis without an entry of its own")
+    print(f"written: {predictions} and metrics_{args.split}.json")
+
+
+def results_folder(args, ours: bool) -> Path:
+    """Beside a checkpoint of ours unless --save_dir is typed; released weights get a folder of their own."""
+    if ours and "save_dir" not in args.typed:
+        return Path(args.load).parent
+    return Path(args.save_dir if "save_dir" in args.typed else f"{args.save_dir}_released")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,147 @@
+"""Train a system: `bash train_iu.sh`, or `python main_train.py --help` for every flag."""
+
+import copy
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from data.batches import make_loader
+from data.prepare import make_dataset, open_data
+from data.studies import card_text
+from knowledge.diagnose import diagnose_studies, optional_parts
+from models import SYSTEMS, system_module
+from modules.artefact import write_atomic
+from modules.checkpoint import load_checkpoint
+from modules.decoding import DecodingSettings
+from modules.errors import InputError, Problems, entry
+from modules.flags import all_flags, kept_flags, parse
+from modules.meteor import Meteor
+from modules.metrics import metric_keys, score
+from modules.precision import Precision, choose_device, seed_everything
+from modules.reports import R2GenReferences
+from modules.run_folder import RunLog, describe_run, open_run, write_run
+from modules.trainer import Trainer
+from modules.writing import write_split
+
+
+def read_flags(argv):
+    """The flags of this run; with --resume those of the run that goes on, typed ones win."""
+    args = parse(argv, "train", systems=tuple(SYSTEMS))
+    if args.resume is None:
+        return args
+    record = Path(args.resume or args.save_dir)
+    record = (record.parent if record.is_file() else record) / "run.json"
+    if not record.is_file():
+        raise InputError(f"--resume: no run in {record.parent}; the folder is chosen by --save_dir")
+    first = json.loads(record.read_text(encoding="utf-8"))["flags"]
+    resumed = parse(argv, "train", systems=tuple(SYSTEMS), carried={k: v for k, v in first.items() if k != "resume"})
+    resumed.save_dir = str(record.parent)
+    return resumed
+
+
+@entry
+def main(argv=None) -> None:
+    args = read_flags(argv)
+    device = choose_device(args.device)
+    seed_everything(args.seed, args.deterministic)
+    module, problems = system_module(args.model), Problems()
+    module.check(args, problems, training=True)
+    DecodingSettings.from_flags(args)  # refuses what does not go together
+    problems.check(not (args.resume is not None and args.load), "--resume continues, --load starts anew: give one of the two")
+    monitors = metric_keys(("r2gen",))
+    problems.check(args.monitor_metric in monitors, f"--monitor_metric {args.monitor_metric}: choose from {', '.join(monitors)}")
+    data = open_data(args, ("train", "val"), problems, masks=args.adm, diagnosis=args.iek)
+    problems.stop_if_any()
+    print(card_text(data.card))
+    if args.dry_run:
+        print(json.dumps(all_flags(args), indent=1))
+        return
+
+    folder = open_run(args, resume=args.resume is not None)
+    log = RunLog(folder)
+    facts = describe_run(args, device, data=data.card, oracle_labels=data.oracle)
+    write_run(folder, facts, resume=args.resume is not None)
+    if args.iek:
+        diagnose_studies(args, data, device)
+    reports = [study.report for study in data.studies["train"]]
+    tokenizer = module.make_tokenizer(reports, args)
+    carried = {"flags": kept_flags(args), "tokenizer": tokenizer.state_dict(), "data": data.card, "oracle": data.oracle}
+    shared = {"data": data, "tokenizer": tokenizer, "module": module, "device": device, "carried": carried}
+    with Meteor() as meteor:
+        reason = meteor.check()
+        if reason:
+            log.write("meteor", reason=f"METEOR is n/a in this run: {reason}")
+            if args.monitor_metric.endswith("METEOR"):
+                raise InputError(f"--monitor_metric {args.monitor_metric} cannot be computed: {reason}")
+        train_rounds(args, folder, log, meteor=meteor, **shared)
+
+
+def train_rounds(args, folder: Path, log, **shared) -> None:
+    """One training, or with --gid_rounds N a teacher and N students, the best so far teaching the next."""
+    if not args.gid_rounds:
+        train_round(args, folder, log, teacher=args.teacher if args.gid else None, **shared)
+        return
+    best, best_value = None, None
+    for number in range(args.gid_rounds + 1):  # round 0 has no teacher
+        log.write("round", round=number, teacher=str(best))
+        round_args = copy.copy(args)
+        round_args.resume = "" if (folder / f"round_{number}" / "last.pt").is_file() else None
+        path, value = train_round(round_args, folder / f"round_{number}", log, teacher=best, **shared)
+        if best_value is None or (value is not None and value > best_value):
+            best, best_value = path, value
+    write_atomic(folder / "best.pt", lambda temporary: shutil.copyfile(best, temporary))
+    log.write("rounds", best=str(best), value=best_value)
+
+
+def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, device, carried, meteor):
+    """One training into `folder`; returns its best checkpoint and the monitored value."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seed_everything(args.seed, args.deterministic)
+    system = module.build(args, tokenizer)
+    module.load_pretrained(system, args)
+    if teacher:
+        system.set_teacher(module.load_teacher(args, tokenizer, teacher))
+    trained = sum(p.numel() for group in system.parameter_groups().values() for p in group)
+    log.write("system", model=args.model, words=tokenizer.vocab_size, trained_parameters=trained, teacher=str(teacher))
+
+    settings = {"num_workers": args.num_workers, "batch_size": args.batch_size, "pin": device.type == "cuda"}
+    training = make_dataset(args, data, "train", system.needs(training=True), tokenizer, training=True)
+    validation = make_dataset(args, data, "val", system.needs(training=False), tokenizer, training=False)
+    val_loader = make_loader(validation, shuffle=False, **settings)
+    decoding, precision = DecodingSettings.from_flags(args), Precision(args.precision, device)
+    texts = R2GenReferences(
+        [study.report for study in data.studies["train"]],
+        rule=args.cleaning,
+        threshold=args.reference_threshold,
+        max_words=args.reference_words,
+    )
+
+    def validate(system) -> dict:
+        written = write_split(system, val_loader, tokenizer, decoding, precision=precision, device=device)
+        rows = [texts.row(study.id, study.report, **written[study.id]) for study in data.studies["val"]]
+        scores = score(rows, expected_ids=list(written), protocols=("r2gen",), meteor=meteor)
+        return {name: value for name, value in scores.items() if name != "notes"}
+
+    parts = {**module.parts(system), **optional_parts(args)}
+    trainer = Trainer(
+        system,
+        make_loader(training, shuffle=True, **settings),
+        validate,
+        args=args,
+        device=device,
+        folder=folder,
+        log=log,
+        carried={**carried, "parts": parts},
+    )
+    if args.load:
+        module.load_start(system, load_checkpoint(args.load), args.load, args)
+    if args.resume is not None:
+        path = Path(args.resume) if args.resume.endswith(".pt") else folder / "last.pt"
+        if path.is_file():
+            trainer.resume(path)
+    return trainer.fit(), trainer.best
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Parts that every system shares. A module may import modules below it, never a system by name."""

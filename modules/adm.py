@@ -1,0 +1,186 @@
+"""ADM, the aggregate discriminative attention map: masks, their store and their use (EKAGen).
+
+A mask is a boolean picture (300 x 300 as released), True where the classifier looked for the diagnosed labels.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from data.pictures import diagnosis_tensor
+from modules.artefact import read_manifest
+from modules.diagnosisbot import DiagnosisBot
+from modules.errors import InputError
+
+SIDE = 300
+
+
+def apply_mask(picture: Image.Image, mask: np.ndarray, *, theta: float, gamma: float, beta: float = 1.0) -> Image.Image:
+    """The masked view of an RGB picture.
+
+    mask: bool [h, w], resized to the picture (nearest) when it differs. If mean(mask) > theta the result is
+    beta * x inside and gamma * x outside, each cut to whole 0..255 values; else x unchanged. beta is the paper's factor,
+    which the released code never reads (1.0 changes nothing).
+    """
+    if not mask.mean() > theta:
+        return picture
+    if mask.shape != (picture.height, picture.width):
+        mask = np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST))
+    pixels = np.asarray(picture)
+    inside = pixels if beta == 1 else np.clip(beta * pixels, 0, 255).astype(np.uint8)
+    outside = np.clip(gamma * pixels, 0, 255).astype(np.uint8)
+    return Image.fromarray(np.where(mask[:, :, None], inside, outside))
+
+
+def scaled(maps: torch.Tensor) -> torch.Tensor:
+    """Grad-CAM's scaling, per map [..., h, w]: negative values to 0, minimum to 0, maximum to (almost) 1."""
+    maps = maps.clamp(min=0)
+    maps = maps - maps.amin((-2, -1), keepdim=True)
+    return maps / (1e-7 + maps.amax((-2, -1), keepdim=True))
+
+
+@torch.no_grad()
+def gradcam(bot: DiagnosisBot, pictures: torch.Tensor, side: int = SIDE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grad-CAM maps of every label in one forward pass: pictures [N, 3, S, S] -> maps [N, K, side, side], probabilities.
+
+    The layer is the last one before pooling, the score the probability. Its gradient needs no backward pass: behind that
+    layer stand only a mean and one Linear, so d p_k / d A_c = p_k (1 - p_k) W_kc / (h w) at every position.
+    Source: Selvaraju et al. 2017, as used by the released mask generator.
+    """
+    net = bot.classifier
+    if not isinstance(getattr(net.net, "fc", None), torch.nn.Linear):
+        raise InputError(f"ADM needs a classifier that ends in a pooled linear layer (a ResNet, say), not {bot.backbone}")
+    kept = []
+    handle = net.last.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    try:
+        chances = bot(pictures)
+    finally:
+        handle.remove()
+    features = kept[0]
+    slope = chances * (1 - chances) / features[0, 0].numel()
+    maps = torch.einsum("nk,kc,nchw->nkhw", slope, net.net.fc.weight, features)
+    maps = F.interpolate(scaled(maps), (side, side), mode="bilinear", align_corners=False)
+    return scaled(maps), chances
+
+
+def masks_of(maps: torch.Tensor, rule: str) -> torch.Tensor:
+    """Maps [..., h, w] in 0..1 -> bool masks of the same shape, dilated by a 5 x 5 square.
+
+    released: the map coloured with the 256-step JET table, a pixel kept if R, G or B exceeds 0.6 of 1. In that table blue
+    passes 0.6 from step 7 on, red stays above it up to step 248, and between them some colour always does.
+    cam: map > 0.6, what that threshold reads like.
+    """
+    if rule == "released":
+        step = (255 * maps).to(torch.uint8)
+        kept = (step >= 7) & (step <= 248)
+    elif rule == "cam":
+        kept = maps > 0.6
+    else:
+        raise ValueError(f"ADM rule {rule}: choose released or cam")
+    flat = kept.flatten(0, -3)[:, None].float() if kept.dim() > 2 else kept[None, None].float()
+    return F.max_pool2d(flat, 5, stride=1, padding=2).bool().view(kept.shape)
+
+
+def classifier_masks(bot: DiagnosisBot, pictures: torch.Tensor, rule: str, side: int = SIDE) -> torch.Tensor:
+    """ADM masks [N, side, side] of pictures [N, 3, S, S]: the masks of the diagnosed labels joined; none: empty."""
+    maps, chances = gradcam(bot, pictures, side)
+    return (masks_of(maps, rule) & (bot.diagnose(chances) > 0)[:, :, None, None]).any(1)
+
+
+def classifier_mask(bot: DiagnosisBot, picture: Image.Image, rule: str) -> np.ndarray:
+    """The ADM mask of one picture (already square), bool [h, w]."""
+    tensor = diagnosis_tensor(picture, bot.side)[None].to(bot.thresholds.device)
+    return classifier_masks(bot, tensor, rule)[0].cpu().numpy()
+
+
+class MaskStore:
+    """Masks by picture path (as in the annotation): our packed store, or the authors' tree of .npy files."""
+
+    def get(self, picture: str) -> np.ndarray:
+        """bool [side, side]. Raises InputError when the picture has no mask."""
+        raise NotImplementedError
+
+    def has(self, picture: str) -> bool:
+        raise NotImplementedError
+
+
+class MaskTree(MaskStore):
+    """`<root>/<picture path without ending>.npy`, boolean arrays, as released (images300_array/)."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def _path(self, picture: str) -> Path:
+        return self.root / Path(picture).with_suffix(".npy")
+
+    def has(self, picture: str) -> bool:
+        return self._path(picture).is_file()
+
+    def get(self, picture: str) -> np.ndarray:
+        path = self._path(picture)
+        try:
+            mask = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"ADM mask {path} cannot be read: {error}") from error
+        if mask.ndim != 2 or mask.dtype != bool:
+            raise InputError(f"ADM mask {path}: expected a boolean picture, found {mask.dtype} {mask.shape}")
+        return mask
+
+
+class PackedMasks(MaskStore):
+    """Folder with `masks.bits` (one row of packed bits per picture, memory-mapped), `pictures.json` and a manifest."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        manifest = read_manifest(self.root)
+        if not manifest or manifest.get("what") != "adm masks":
+            raise InputError(f"{root} is not a mask store: its manifest.json is missing or says something else")
+        self.side = manifest["side"]
+        self.manifest = manifest
+        pictures = json.loads((self.root / "pictures.json").read_text(encoding="utf-8"))
+        self.rows = {picture: row for row, picture in enumerate(pictures)}
+        width = row_bytes(self.side)
+        if os.path.getsize(self.root / "masks.bits") != len(pictures) * width:
+            raise InputError(f"{root}: masks.bits does not hold {len(pictures)} masks; generate the store again")
+        self.bits = np.memmap(self.root / "masks.bits", np.uint8, "r", shape=(len(pictures), width))
+
+    def has(self, picture: str) -> bool:
+        return picture in self.rows
+
+    def get(self, picture: str) -> np.ndarray:
+        if picture not in self.rows:
+            raise InputError(f"{self.root} has no mask of {picture}; it was made from another set of pictures")
+        bits = np.unpackbits(self.bits[self.rows[picture]], count=self.side * self.side)
+        return bits.astype(bool).reshape(self.side, self.side)
+
+
+def row_bytes(side: int) -> int:
+    """Bytes of one packed mask."""
+    return -(-side * side // 8)
+
+
+def open_masks(path: str | Path) -> MaskStore:
+    """Our packed store (a folder with a manifest) or the authors' .npy tree. Raises InputError when there is neither."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"no ADM masks at {path}; make them with knowledge/generate_adm.py, or pass --no-adm")
+    return PackedMasks(path) if (path / "manifest.json").is_file() else MaskTree(path)
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """(picture path, picture) -> its masked view, by the masks of a store; see apply_mask."""
+
+    masks: MaskStore
+    theta: float
+    gamma: float
+    beta: float = 1.0
+
+    def __call__(self, path: str, picture: Image.Image) -> Image.Image:
+        return apply_mask(picture, self.masks.get(path), theta=self.theta, gamma=self.gamma, beta=self.beta)

@@ -1,0 +1,93 @@
+"""Artefacts: a file or folder with a manifest beside it that says what it is and how to make it again.
+
+Everything is written under a temporary name and renamed when whole, so a killed command never leaves half an artefact
+that looks like one.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from modules.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file; of a folder: of its manifest (which holds the digests of its parts)."""
+    path = Path(path)
+    path = path / "manifest.json" if path.is_dir() else path
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def git_state() -> dict:
+    """Commit and whether the work tree has changes; empty outside a checkout."""
+    try:
+        run = lambda *words: subprocess.run(  # noqa: E731
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        return {"commit": run("rev-parse", "HEAD"), "changed": bool(run("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a temporary path beside `path`, then rename.
+
+    If writing fails (a full disk, say) the temporary file is removed, what stood at `path` stays as it was, and
+    InputError says how much room there is.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        temporary.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        raise InputError(
+            f"cannot write {path} ({reason}); {free / 2**20:,.0f} MiB are free there. "
+            "What stood there before is untouched: make room and go on with --resume"
+        ) from error
+
+
+def write_json(path: str | Path, content) -> None:
+    """Readable JSON, whole or not at all."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def manifest_path(artefact: str | Path) -> Path:
+    """Where an artefact's manifest lies: inside a folder, beside a file."""
+    artefact = Path(artefact)
+    return artefact / "manifest.json" if artefact.is_dir() else artefact.with_name(artefact.name + ".json")
+
+
+def make_manifest(what: str, **facts) -> dict:
+    """A manifest: what it is, the facts given, date, code state."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {"what": what, **facts, "date": now, "git": git_state()}
+
+
+def read_manifest(artefact: str | Path) -> dict | None:
+    """The manifest of an artefact, or None where there is none. Raises InputError when it cannot be read."""
+    path = manifest_path(artefact)
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a JSON file ({error}); build {artefact} again") from error

@@ -1,0 +1,77 @@
+"""Checkpoints: one self-contained file, written whole or not at all, read without running anything.
+
+Fields: format, flags, tokenizer, model, optimizer, scheduler, scaler, epoch (finished), step, best, random states, and
+`parts`: knowledge base, DiagnosisBot and ADM classifier with their labels and thresholds. With them a report for a new
+picture needs this file and nothing else.
+"""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from modules.artefact import write_atomic
+from modules.errors import InputError
+from modules.safe_pickle import load_pickle
+
+FORMAT = 1
+
+
+def random_states() -> dict:
+    """States of every generator a run draws from, as plain tensors and numbers."""
+    python = random.getstate()
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": [python[0], list(python[1]), python[2]],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict) -> None:
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def save_checkpoint(path: str | Path, content: dict) -> None:
+    """Write atomically; InputError when the disk is full, and what stood there stays."""
+    write_atomic(path, lambda temporary: torch.save({"format": FORMAT, **content}, temporary))
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint of ours or a file of the authors (see is_ours) on the CPU; InputError when neither."""
+    content = load_pickle(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
+    if is_ours(content) and content["format"] > FORMAT:
+        raise InputError(f"{path} was written by a newer version (format {content['format']}, this one reads {FORMAT})")
+    return content
+
+
+def is_ours(content: dict) -> bool:
+    """Whether a loaded file is a checkpoint of this project."""
+    return {"format", "flags", "tokenizer", "model"} <= set(content)
+
+
+def load_weights(system, state: dict, source: str, facts: dict | None = None) -> None:
+    """Strict load of a state_dict in our names; a misfit is explained in one message.
+
+    facts: sizes of both sides by name, {"vocabulary": (checkpoint's, run's), ...}.
+    """
+    differing = [f"{name}: the weights have {theirs}, this run {ours}" for name, (theirs, ours) in (facts or {}).items() if theirs != ours]
+    own = system.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    shapes = [f"{k} {list(state[k].shape)} for {list(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    if missing or extra or shapes:
+        lines = differing or [f"{len(shapes)} of another shape: {'; '.join(shapes[:3])}"] * bool(shapes)
+        lines += [f"{len(missing)} missing: {', '.join(missing[:3])}"] * bool(missing)
+        lines += [f"{len(extra)} unknown: {', '.join(extra[:3])}"] * bool(extra)
+        raise InputError(f"{source} does not fit this run:\n  - " + "\n  - ".join(lines))
+    system.load_state_dict(state, strict=True)

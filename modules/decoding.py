@@ -1,0 +1,213 @@
+"""Writing reports, for every system: greedy, beam search, sampling; batched, cached, over when every study has ended.
+
+A system gives `encode(batch) -> memory` (a dict of tensors whose first axis is B, made once per study),
+`step(tokens [B, K], memory, cache) -> (logits [B, K, W], cache)` and the ids `begin`, `end`, `padding`. A cache is a
+dict with the position "at" and, under "rows", a list of tensors whose first axis is B * K.
+A study's report depends on the study alone: not on its neighbours, the batch size or when they end.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """How reports are written; lengths in words (the end mark not counted)."""
+
+    beam_size: int = 1
+    max_length: int = 127
+    min_length: int = 0
+    length_penalty: str = "none"
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    block_trigrams: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.beam_size < 1 or self.max_length < 1:
+            raise ValueError("beam size and greatest length must be 1 or more")
+        if self.min_length > self.max_length:
+            raise ValueError(f"the least length {self.min_length} exceeds the greatest, {self.max_length}")
+        if self.sample and self.beam_size > 1:
+            raise ValueError("sampling goes with --beam_size 1")
+        if self.block_trigrams and self.beam_size > 1:
+            raise ValueError("--block_trigrams is for greedy decoding: --beam_size 1")
+
+    @classmethod
+    def from_flags(cls, args) -> "DecodingSettings":
+        return cls(
+            beam_size=args.beam_size,
+            max_length=args.max_gen_length,
+            min_length=args.min_gen_length,
+            length_penalty=args.length_penalty,
+            sample=args.sample,
+            temperature=args.sample_temperature,
+            top_k=args.top_k,
+            block_trigrams=args.block_trigrams,
+            seed=args.seed,
+        )
+
+
+@torch.no_grad()
+def write_reports(system, batch, settings: DecodingSettings) -> list[list[int]]:
+    """Word ids of each study's report, begin and end marks left out. The system must be in evaluation mode."""
+    memory = system.encode(batch)
+    return decode(system, memory, settings, batch.ids)
+
+
+@torch.no_grad()
+def decode(system, memory: dict, settings: DecodingSettings, ids: list[str], *, stop: bool = True) -> list[list[int]]:
+    """As write_reports, from encoded studies. stop=False ignores the end mark and returns max_length ids each."""
+    if settings.beam_size > 1:
+        return _beam_search(system, memory, settings)
+    return _one_beam(system, memory, settings, ids, stop)
+
+
+def select(memory: dict, rows: torch.Tensor) -> dict:
+    """The studies `rows` of an encoded batch."""
+    return {name: value.index_select(0, rows) for name, value in memory.items()}
+
+
+def _one_beam(system, memory, settings, ids, stop) -> list[list[int]]:
+    device = next(iter(memory.values())).device
+    count = len(ids)
+    alive = torch.arange(count, device=device)
+    written = torch.full((count, settings.max_length), system.padding, device=device)
+    tokens = torch.full((count, 1), system.begin, device=device)
+    cache = None
+    draws = [_generator(settings.seed, name) for name in ids] if settings.sample else None
+    trigrams = [{} for _ in ids] if settings.block_trigrams else None
+    for at in range(settings.max_length):
+        logits, cache = system.step(tokens, memory, cache)
+        logits = logits[:, 0].float()
+        if at < settings.min_length:
+            logits[:, [system.end, system.padding]] = -math.inf
+        if trigrams is not None:
+            _lower_repeats(logits, written[alive, :at].tolist(), [trigrams[k] for k in alive.tolist()])
+        tokens = _draw(logits, settings, [draws[k] for k in alive.tolist()]) if draws else logits.argmax(-1, keepdim=True)
+        written[alive, at] = tokens[:, 0]
+        if not stop:
+            continue
+        going = ((tokens != system.end) & (tokens != system.padding))[:, 0]
+        left = int(going.sum())
+        if left == 0:
+            break
+        if left <= 0.75 * len(alive):  # finished studies leave the batch, in few large moves rather than one by one
+            rows = going.nonzero()[:, 0]
+            alive, tokens, memory = alive[rows], tokens[rows], select(memory, rows)
+            cache = {**cache, "rows": [row.index_select(0, rows) for row in cache["rows"]]}
+    return [_cut(row, system) if stop else row for row in written.tolist()]
+
+
+def _cut(row: list[int], system) -> list[int]:
+    """Ids before the first end mark or padding."""
+    for place, number in enumerate(row):
+        if number in (system.end, system.padding):
+            return row[:place]
+    return row
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+
+
+def _draw(logits: torch.Tensor, settings: DecodingSettings, draws: list) -> torch.Tensor:
+    """One id per row, drawn by the study's own generator -> [B, 1]."""
+    logits = logits / settings.temperature
+    if settings.top_k:
+        least = logits.topk(min(settings.top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    chances = logits.softmax(-1).cpu()
+    drawn = [torch.multinomial(row, 1, generator=draw) for row, draw in zip(chances, draws)]
+    return torch.stack(drawn).to(logits.device)
+
+
+def _lower_repeats(logits: torch.Tensor, written: list[list[int]], seen: list[dict]) -> None:
+    """R2Gen's soft block: from the fourth word on, a word that would repeat a trigram loses 2 ln 2 for each time it did."""
+    for row, (words, trigrams) in enumerate(zip(written, seen)):
+        if len(words) >= 3:
+            trigrams.setdefault(tuple(words[-3:-1]), []).append(words[-1])
+            for word in trigrams.get(tuple(words[-2:]), ()):
+                logits[row, word] -= 2 * math.log(2)
+
+
+def _beam_search(system, memory, settings) -> list[list[int]]:
+    """Beam search with finished reports set aside; scores are sums of log-probabilities under --length_penalty.
+
+    A study is over when its best finished report cannot be beaten by a living beam (for "none": log-probabilities only
+    fall) or all its beams have ended.
+    """
+    beams = settings.beam_size
+    device = next(iter(memory.values())).device
+    count = next(iter(memory.values())).shape[0]
+    best: list[tuple[float, list[int]]] = [(-math.inf, []) for _ in range(count)]
+    alive = list(range(count))
+    tokens = torch.full((count, beams), system.begin, device=device)
+    sums = torch.full((count, beams), -math.inf, device=device)
+    sums[:, 0] = 0.0  # all beams start equal: only one may be continued
+    written = torch.zeros(count, beams, 0, dtype=torch.long, device=device)
+    cache = None
+    for at in range(settings.max_length + 1):
+        logits, cache = system.step(tokens, memory, cache)
+        scores = logits.float().log_softmax(-1)
+        if system.padding != system.end:
+            scores[..., system.padding] = -math.inf
+        if at < settings.min_length:
+            scores[..., system.end] = -math.inf
+        if at == settings.max_length:  # room is up: the report ends here
+            ending = sums + scores[..., system.end]
+            for row, study in enumerate(alive):
+                for beam in range(beams):
+                    score = _penalised(ending[row, beam].item(), at, settings.length_penalty)
+                    if score > best[study][0]:
+                        best[study] = (score, written[row, beam].tolist())
+            break
+        width = scores.shape[-1]
+        # twice the beams: at most `beams` of the best can be end marks, so as many living ones remain
+        top, places = (sums[..., None] + scores).flatten(1).topk(2 * beams)
+        source, words = places // width, places % width
+        ends = words == system.end
+        for row, beam in ends.nonzero().tolist():
+            score = _penalised(top[row, beam].item(), at, settings.length_penalty)
+            study = alive[row]
+            if beam < beams and score > best[study][0]:
+                best[study] = (score, written[row, source[row, beam]].tolist())
+        kept = (top.masked_fill(ends, -math.inf)).topk(beams)
+        sums, source, words = kept.values, source.gather(1, kept.indices), words.gather(1, kept.indices)
+        written = torch.cat([written.gather(1, source[..., None].expand(-1, -1, at)), words[..., None]], -1)
+        tokens = words
+        rows = (torch.arange(len(alive), device=device)[:, None] * beams + source).flatten()
+        hope = sums[:, 0].tolist()
+        going = [
+            row
+            for row, study in enumerate(alive)
+            if _reachable(hope[row], at + 1, settings) > best[study][0] and hope[row] > -math.inf
+        ]
+        if not going:
+            break
+        if len(going) < len(alive):
+            keep = torch.tensor(going, device=device)
+            alive = [alive[row] for row in going]
+            tokens, sums, written, memory = tokens[keep], sums[keep], written[keep], select(memory, keep)
+            rows = rows.view(-1, beams)[keep].flatten()
+        cache = {**cache, "rows": [row.index_select(0, rows) for row in cache["rows"]]}
+    return [words for _, words in best]
+
+
+def _penalised(total: float, words: int, kind: str) -> float:
+    """The score that ranks finished reports: `words` words and the end mark were predicted."""
+    if kind == "avg":
+        return total / (words + 1)
+    if kind == "wu":  # Wu et al. 2016 with alpha 0.7
+        return total / ((5 + words + 1) / 6) ** 0.7
+    return total
+
+
+def _reachable(total: float, words: int, settings: DecodingSettings) -> float:
+    """The best final score a living beam could still get: nothing more is lost and the report becomes the longest."""
+    longest = settings.max_length if settings.length_penalty != "none" else words
+    return _penalised(total, longest, settings.length_penalty)

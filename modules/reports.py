@@ -1,0 +1,178 @@
+"""Report texts: R2Gen's cleaning, word counts, the references of scoring, and the predictions file.
+
+Scoring (modules/metrics.py) reads one file only, the predictions; what its reference columns hold is made here.
+"""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from modules.errors import InputError
+
+# Replacements of the whole text, in this order; str.replace, so each one sees what the one before it left.
+_LIST_MARKS = (
+    ("1. ", ""),
+    *((f". {n}. ", ". ") for n in range(2, 6)),
+    *((f" {n}. ", ". ") for n in range(2, 6)),
+)
+RULES: dict[str, tuple[tuple[str, str], ...]] = {
+    "iu_xray": (("..", "."),) * 3 + _LIST_MARKS,
+    "mimic_cxr": (("\n", " "),) + (("__", "_"),) * 7 + (("  ", " "),) * 6 + (("..", "."),) * 6 + _LIST_MARKS,
+}
+_QUOTES = str.maketrans("", "", "\"/\\'")
+_SIGNS = str.maketrans("", "", ".,?;*!%^&_+(){}]" + "".join(map(chr, range(ord(":"), ord("[") + 1))))
+
+UNKNOWN = "<unk>"
+# rule -> (training count a word needs to be kept, words a reference may have) of protocol r2gen.
+R2GEN_LIMITS = {"iu_xray": (3, 59), "mimic_cxr": (10, 99)}
+
+COLUMNS = ("id", "reference", "prediction", "reference_clean", "reference_r2gen")
+
+
+def clean_report(text: str, rule: str) -> str:
+    """R2Gen's cleaning of a raw report: lower-case words, sentences that end in ` .`.
+
+    `rule` is a name of RULES: `iu_xray` or `mimic_cxr`. Empty sentences are kept, as the original keeps them (they
+    leave a second ` .`; an empty text becomes ` .`). Split the result with `.split()` to get its words.
+    Source: Chen et al. 2020 (R2Gen), the tokenizer's cleaning. The accidental range `:` to `[` in its pattern is kept
+    (`< = > @` go, `-` stays). Raises InputError for an unknown rule.
+    """
+    if rule not in RULES:
+        raise InputError(f"cleaning rule {rule!r} is unknown; choose from {', '.join(sorted(RULES))}")
+    for old, new in RULES[rule]:
+        text = text.replace(old, new)
+    sentences = text.strip().lower().split(". ")
+    return " . ".join([s.translate(_QUOTES).strip().lower().translate(_SIGNS) for s in sentences]) + " ."
+
+
+def count_words(reports: Iterable[str]) -> Counter[str]:
+    """How often each word occurs in cleaned reports (texts of clean_report, split at white space)."""
+    counts: Counter[str] = Counter()
+    for report in reports:
+        counts.update(report.split())
+    return counts
+
+
+class R2GenReferences:
+    """Makes the references `clean` and `r2gen` of a report, from the words of the training reports.
+
+    training_reports: raw texts. rule: a name of RULES. threshold: how often a word must occur in the cleaned training
+    reports to be kept; max_words: where a reference is cut (full stops count); both default to R2Gen's for the rule.
+    `words` is the set of kept words and `<unk>` (760 on IU X-Ray). Raises InputError when there is no training report.
+    Source: Chen et al. 2020 (R2Gen): `[0] + ids + [0]` cut to 60 (IU) or 100 (MIMIC), less the first.
+    """
+
+    def __init__(
+        self, training_reports: Iterable[str], rule: str, threshold: int | None = None, max_words: int | None = None
+    ) -> None:
+        if rule not in RULES:
+            raise InputError(f"cleaning rule {rule!r} is unknown; choose from {', '.join(sorted(RULES))}")
+        self.rule = rule
+        self.threshold = R2GEN_LIMITS[rule][0] if threshold is None else threshold
+        self.max_words = R2GEN_LIMITS[rule][1] if max_words is None else max_words
+        counts = count_words(clean_report(report, rule) for report in training_reports)
+        if not counts:
+            raise InputError("no training report: the words of protocol r2gen are counted in the training reports")
+        self.words = frozenset([word for word, count in counts.items() if count >= self.threshold] + [UNKNOWN])
+
+    def clean(self, text: str) -> str:
+        """The cleaned report, neither cut nor with `<unk>`."""
+        return clean_report(text, self.rule)
+
+    def r2gen(self, text: str) -> str:
+        """The cleaned report, at most `max_words` words, rare and unseen words replaced by `<unk>`."""
+        words = clean_report(text, self.rule).split()[: self.max_words]
+        return " ".join([word if word in self.words else UNKNOWN for word in words])
+
+    def row(self, study: str, reference: str, prediction: str, **more: str) -> dict[str, str]:
+        """One row of the predictions file: `study` is the id, `reference` the raw text, `more` further columns."""
+        return {
+            "id": study,
+            "reference": reference,
+            "prediction": prediction,
+            "reference_clean": self.clean(reference),
+            "reference_r2gen": self.r2gen(reference),
+            **more,
+        }
+
+
+def check_rows(rows: list[Mapping[str, str]], where: str = "predictions") -> None:
+    """Raises InputError unless the rows are at least one, have all COLUMNS as texts, and no id twice."""
+    if not rows:
+        raise InputError(f"{where}: holds no study")
+    for number, row in enumerate(rows, 1):
+        missing = [column for column in COLUMNS if column not in row]
+        if missing:
+            raise InputError(f"{where}: row {number} lacks {', '.join(missing)}; needed are {', '.join(COLUMNS)}")
+        for column in COLUMNS:
+            if not isinstance(row[column], str):
+                raise InputError(f"{where}: row {number}, column {column}: not a text but {row[column]!r}")
+    counts = Counter(row["id"] for row in rows)
+    twice = sorted(study for study, count in counts.items() if count > 1)
+    if twice:
+        raise InputError(f"{where}: {len(twice)} ids occur more than once, such as {', '.join(twice[:3])}")
+
+
+def write_predictions(path: str | Path, rows: Iterable[Mapping[str, str]]) -> Path:
+    """Writes the predictions file and returns its path: CSV, utf-8, one row per study, in the order given.
+
+    rows: mappings with COLUMNS and any further columns, the same ones in each row; see R2GenReferences.row. Texts may
+    hold line breaks and quotes. Written to a temporary name beside `path`, then renamed, so no half file is ever seen.
+    Characters that utf-8 cannot hold (lone surrogates) become `?`. Raises InputError as check_rows does.
+    """
+    path, rows = Path(path), list(rows)
+    check_rows(rows, str(path))
+    columns = list(COLUMNS) + [column for column in rows[0] if column not in COLUMNS]
+    for number, row in enumerate(rows, 1):
+        if set(row) != set(columns):
+            raise InputError(f"{path}: row {number} has other columns than row 1: {', '.join(map(str, row))}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="replace", newline="") as file:
+            writer = csv.DictWriter(file, columns, quoting=csv.QUOTE_ALL, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_predictions(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a predictions file, in its order; every value is the text it was ("NA" and "" too).
+
+    Raises InputError for a file that is not there, is not such a CSV, lacks a column, holds an id twice or no study.
+    """
+    path = Path(path)
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            table = list(csv.reader(file, strict=True))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such predictions file") from None
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a predictions file: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
+    if not table:
+        raise InputError(f"{path}: is empty")
+    columns = table[0]
+    missing = [column for column in COLUMNS if column not in columns]
+    if missing:
+        raise InputError(f"{path}: lacks the columns {', '.join(missing)}; it has {', '.join(columns)}")
+    if len(set(columns)) != len(columns):
+        raise InputError(f"{path}: a column name occurs twice: {', '.join(columns)}")
+    rows = []
+    for number, values in enumerate(table[1:], 1):
+        if not values:
+            continue
+        if len(values) != len(columns):
+            raise InputError(f"{path}: row {number} has {len(values)} values, the header has {len(columns)} columns")
+        rows.append(dict(zip(columns, values)))
+    check_rows(rows, str(path))
+    return rows

@@ -1,0 +1,69 @@
+"""A results folder: it belongs to one run and explains it. Nothing is written anywhere else."""
+
+import json
+import math
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torchvision
+
+from modules.artefact import git_state, sha256, write_json
+from modules.errors import InputError
+from modules.flags import all_flags
+
+INPUT_FLAGS = ("ann_path", "diagnosis_path", "diagnosisbot", "adm_classifier", "knowledge_path", "teacher", "vocab_path", "load")
+
+
+def open_run(args, *, resume: bool) -> Path:
+    """Create or reopen the folder of a training run. InputError when it holds another run already."""
+    folder = Path(args.save_dir)
+    if (folder / "run.json").is_file() and not resume:
+        raise InputError(f"{folder} already holds a run: continue it with --resume, or choose another --save_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def describe_run(args, device: torch.device, **more) -> dict:
+    """What a reader needs a year later: command, flags, versions, code state, device, hashes of the inputs."""
+    inputs = {name: getattr(args, name) for name in INPUT_FLAGS if getattr(args, name)}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "command": sys.argv,
+        "flags": all_flags(args),
+        "git": git_state(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__},
+        "device": f"{device.type}: {name}, {torch.get_num_threads()} threads",
+        "inputs": {flag: {"path": str(path), "sha256": sha256(path)} for flag, path in inputs.items() if Path(path).exists()},
+        **more,
+    }
+
+
+def write_run(folder: Path, facts: dict, *, resume: bool) -> None:
+    """run.json; a resumed run is appended under "resumed", the first description stays."""
+    path = folder / "run.json"
+    if resume and path.is_file():
+        first = json.loads(path.read_text(encoding="utf-8"))
+        first.setdefault("resumed", []).append(facts)
+        facts = first
+    write_json(path, facts)
+
+
+class RunLog:
+    """One row per event, to log.jsonl and to the console. A value that is no finite number is written as null."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = open(folder / "log.jsonl", "a", encoding="utf-8")
+
+    def write(self, event: str, *, quiet: bool = False, **values) -> None:
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self.file.write(json.dumps({"event": event, "time": round(time.time(), 3), **clean}, ensure_ascii=False) + "\n")
+        self.file.flush()
+        if not quiet:
+            shown = "  ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in clean.items())
+            print(f"{event:8s} {shown}", flush=True)
+
+    def close(self) -> None:
+        self.file.close()

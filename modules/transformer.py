@@ -1,0 +1,144 @@
+"""Pre-norm transformer layers with cached decoding, in the form of DETR (Carion et al. 2020) and its captioning child.
+
+B studies, P patches, L tokens, K beams, D width. Position codes are added to queries and keys only, never to values.
+Keys and values are cached as [B, heads, length, D / heads], so a token costs one row, not a whole pass.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one stacked projection, parameters as in nn.MultiheadAttention."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} does not split into {heads} heads")
+        self.heads, self.dropout = heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def project(self, part: str, x: torch.Tensor) -> torch.Tensor:
+        """x [B, L, D] -> the queries, keys or values ("q", "k", "v") [B, heads, L, D / heads]."""
+        width = x.shape[-1]
+        rows = slice(width * "qkv".index(part), width * ("qkv".index(part) + 1))
+        return self._split(F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows]))
+
+    def attend(self, q, k, v, *, mask: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
+        """Projected queries, keys, values -> [B, L, D]. mask: bool, True = may be looked at, broadcast to [B, 1, L, S]."""
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Linear, ReLU, dropout, Linear."""
+
+    def __init__(self, width: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1, self.linear2 = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.dropout = nn.Dropout(dropout)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+
+
+class EncoderLayer(nn.Module):
+    """x [B, P, D] -> [B, P, D]."""
+
+    def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, dropout)
+        self.feed = FeedForward(width, inner, dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor, position: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        y = self.norm1(x)
+        placed = y + position
+        a = self.attention
+        x = x + self.dropout(a.attend(a.project("q", placed), a.project("k", placed), a.project("v", y), mask=mask))
+        return x + self.dropout(self.feed(self.norm2(x)))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention over the report, cross-attention to the patches, feed-forward."""
+
+    def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attention = Attention(width, heads, dropout)
+        self.cross_attention = Attention(width, heads, dropout)
+        self.feed = FeedForward(width, inner, dropout)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def patches(self, memory: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the patches, made once per study: memory [B, P, D] -> two of [B, heads, P, D / heads]."""
+        return self.cross_attention.project("k", memory + position), self.cross_attention.project("v", memory)
+
+    def forward(self, x, position, keys, values, memory_mask, report_mask) -> torch.Tensor:
+        """Teacher-forced pass. x [B, L, D]; report_mask bool [B, 1, L, L], memory_mask bool [B, 1, 1, P] or None."""
+        a, y = self.self_attention, self.norm1(x)
+        placed = y + position
+        q, k, v = a.project("q", placed), a.project("k", placed), a.project("v", y)
+        x = x + self.dropout(a.attend(q, k, v, mask=report_mask))
+        return self._rest(x, position, keys, values, memory_mask)
+
+    def step(self, x, position, keys, values, memory_mask, cache, at: int) -> torch.Tensor:
+        """One token per beam. x [B, K, D]; cache: (keys, values) [B * K, heads, L, d], filled up to `at` exclusive."""
+        studies, beams, width = x.shape
+        a, y = self.self_attention, self.norm1(x)
+        flat = y.reshape(studies * beams, 1, width)
+        placed = flat + position
+        # one projection for queries and keys: at batch sizes of decoding the weights' traffic is what costs
+        q, k = F.linear(placed, a.in_proj_weight[: 2 * width], a.in_proj_bias[: 2 * width]).chunk(2, -1)
+        cache[0][:, :, at : at + 1] = a._split(k)
+        cache[1][:, :, at : at + 1] = a.project("v", flat)
+        mixed = a.attend(a._split(q), cache[0][:, :, : at + 1], cache[1][:, :, : at + 1])
+        x = x + mixed.view(studies, beams, width)
+        return self._rest(x, position, keys, values, memory_mask)
+
+    def _rest(self, x, position, keys, values, memory_mask):
+        a = self.cross_attention
+        q = a.project("q", self.norm2(x) + position)
+        x = x + self.dropout(a.attend(q, keys, values, mask=memory_mask))
+        return x + self.dropout(self.feed(self.norm3(x)))
+
+
+def causal_mask(padding: torch.Tensor) -> torch.Tensor:
+    """padding bool [B, L], True = padding -> bool [B, 1, L, L], True = may be looked at (past or self, and a token).
+
+    A row whose every key is padding would have nothing to look at; position 0 is the begin mark, so there is none.
+    """
+    length = padding.shape[1]
+    past = torch.ones(length, length, dtype=torch.bool, device=padding.device).tril()
+    return past & ~padding[:, None, None, :]
+
+
+def sine_positions(padding: torch.Tensor, width: int) -> torch.Tensor:
+    """DETR's 2-D sine code. padding bool [B, h, w] (True = no picture) -> [B, h * w, width]: half for y, then half for x.
+
+    Row and column numbers count real cells only and are scaled to 2 pi; temperature 10000. Source: Carion et al. 2020.
+    """
+    real = (~padding).float()
+    half = width // 2
+    scale = 10000 ** (2 * (torch.arange(half, device=padding.device) // 2) / half)
+    codes = []
+    for axis in (1, 2):
+        count = real.cumsum(axis)
+        last = count[:, -1:, :] if axis == 1 else count[:, :, -1:]
+        angle = (count / (last + 1e-6) * 2 * math.pi)[..., None] / scale
+        codes.append(torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), -1).flatten(-2))
+    return torch.cat(codes, -1).flatten(1, 2)

@@ -1,0 +1,22 @@
+"""A split's reports, written by any system."""
+
+import torch
+from tqdm import tqdm
+
+from modules.decoding import DecodingSettings, write_reports
+
+
+@torch.no_grad()
+def write_split(system, loader, tokenizer, settings: DecodingSettings, *, precision, device, progress=True) -> dict:
+    """{study id: {"prediction": text, further columns}} for every study of the loader; none is lost, whatever the batch."""
+    was_training = system.training
+    system.eval()
+    written = {}
+    for batch in tqdm(loader, desc="writing reports", disable=not progress, leave=False, mininterval=1):
+        with precision.region():
+            texts = [tokenizer.decode(ids) for ids in write_reports(system, batch.to(device), settings)]
+        columns = {"prediction": texts, **system.remarks(batch)}
+        for row, name in enumerate(batch.ids):
+            written[name] = {column: values[row] for column, values in columns.items()}
+    system.train(was_training)
+    return written
