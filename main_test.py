@@ -95,7 +95,9 @@ def main(argv=None) -> None:
     print(format_table(scores, PUBLISHED.get(args.dataset_name)))
     if facts["oracle_labels"]:
         print("ORACLE: the diagnoses of the scored studies were made from their reports")
-    print(f"knowledge: {facts['knowledge_fallbacks']} of {len(rows)} studies have a diagnosis without an entry of its own")
+    print(
+        f"knowledge: {facts['knowledge_fallbacks']} of {len(rows)} studies have a diagnosis without an entry of its own"
+    )
     print(f"written: {predictions} and metrics_{args.split}.json")
 
 

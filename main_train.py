@@ -48,9 +48,13 @@ def main(argv=None) -> None:
     module, problems = system_module(args.model), Problems()
     module.check(args, problems, training=True)
     DecodingSettings.from_flags(args)  # refuses what does not go together
-    problems.check(not (args.resume is not None and args.load), "--resume continues, --load starts anew: give one of the two")
+    problems.check(
+        not (args.resume is not None and args.load), "--resume continues, --load starts anew: give one of the two"
+    )
     monitors = metric_keys(("r2gen",))
-    problems.check(args.monitor_metric in monitors, f"--monitor_metric {args.monitor_metric}: choose from {', '.join(monitors)}")
+    problems.check(
+        args.monitor_metric in monitors, f"--monitor_metric {args.monitor_metric}: choose from {', '.join(monitors)}"
+    )
     data = open_data(args, ("train", "val"), problems, masks=args.adm, diagnosis=args.iek)
     problems.stop_if_any()
     print(card_text(data.card))

@@ -29,7 +29,9 @@ class RunData:
     texts: dict[str, list[str]] = field(default_factory=dict)
 
 
-def open_data(args, splits: tuple[str, ...], problems: Problems, *, masks: bool, diagnosis: bool, texts=False) -> RunData:
+def open_data(
+    args, splits: tuple[str, ...], problems: Problems, *, masks: bool, diagnosis: bool, texts=False
+) -> RunData:
     """Read the annotation and look at every study of `splits`; what is wrong goes to `problems`.
 
     masks, diagnosis: whether the run needs ADM masks and a diagnosis per study. texts: keep the training and validation
@@ -66,7 +68,9 @@ def _open_masks(args, data: RunData, problems: Problems) -> None:
         return
     used = [p for rows in data.studies.values() for study in rows for p in study.pictures[: args.max_views]]
     missing = [picture for picture in used if not data.masks.has(picture)]
-    text = f"--adm_masks {args.adm_masks} has no mask for {len(missing)} of {len(used)} pictures (such as {missing[:3]})"
+    text = (
+        f"--adm_masks {args.adm_masks} has no mask for {len(missing)} of {len(used)} pictures (such as {missing[:3]})"
+    )
     problems.check(not missing, f"{text}: it was made from other pictures, or its making is unfinished")
 
 
@@ -83,7 +87,9 @@ def _open_diagnosis(args, data: RunData, splits, problems: Problems) -> None:
         problems.add(f"--diagnosis_path: {error}")
         return
     missing = [study.id for rows in data.studies.values() for study in rows if study.id not in data.diagnosis]
-    problems.check(not missing, f"--diagnosis_path {args.diagnosis_path} lacks {len(missing)} studies, such as {missing[:3]}")
+    problems.check(
+        not missing, f"--diagnosis_path {args.diagnosis_path} lacks {len(missing)} studies, such as {missing[:3]}"
+    )
     data.oracle = manifest.get("source") != "pictures" and bool({"val", "test"} & set(splits))
     problems.check(
         args.oracle_labels or not data.oracle,

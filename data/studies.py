@@ -43,7 +43,9 @@ def read_annotation(path: str | Path) -> dict[str, list[Study]]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(content, dict) or not set(SPLITS) & set(content):
-        raise InputError(f'{path}: expected {{"train": [...], "val": [...], "test": [...]}}, R2Gen\'s annotation format')
+        raise InputError(
+            f'{path}: expected {{"train": [...], "val": [...], "test": [...]}}, R2Gen\'s annotation format'
+        )
     studies: dict[str, list[Study]] = {}
     faults = Problems()
     for split in SPLITS:
@@ -88,7 +90,13 @@ def check_studies(
             jobs += [(study.id, image_dir / picture) for picture in study.pictures[:max_views]]
     with ThreadPoolExecutor(8) as pool:
         results = pool.map(lambda job: picture_problem(job[1], depth), jobs)
-        bar = tqdm(zip(jobs, results), total=len(jobs), desc="checking pictures", disable=not progress, leave=False)
+        bar = tqdm(
+            zip(jobs, results),
+            total=len(jobs),
+            desc="checking pictures",
+            disable=None if progress else True,
+            leave=False,
+        )
         for (name, _), problem in bar:
             if problem:
                 broken.setdefault(name, problem)
@@ -123,7 +131,7 @@ def data_card(studies: dict[str, list[Study]], broken: dict[str, str], *, name: 
 
 def card_text(card: dict) -> str:
     """The data card for people."""
-    lines = [f"data set {card['data_set']}: {card['annotation']} (text: its \"{card['section']}\" field)"]
+    lines = [f'data set {card["data_set"]}: {card["annotation"]} (text: its "{card["section"]}" field)']
     for split, facts in card["splits"].items():
         views = ", ".join(f"{count} with {number}" for number, count in facts["pictures_per_study"].items())
         lines.append(f"  {split:5s} {facts['studies']:>7,d} studies (pictures: {views})  ids {facts['ids_sha256']}")

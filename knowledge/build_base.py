@@ -22,7 +22,7 @@ from modules.artefact import make_manifest, manifest_path, read_manifest, sha256
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.errors import InputError, entry
 from modules.flags import Parser, parse
-from modules.knowledge import FORMAT, KnowledgeBase, embed
+from modules.knowledge import KnowledgeBase, embed
 from modules.labels import CHEXPERT_14, NO_FINDING, read_label_table
 from modules.safe_pickle import load_pickle
 from modules.tokenizer import Tokenizer
@@ -55,7 +55,12 @@ def build(ids: torch.Tensor, vectors: list[list[int]], layer: dict, *, kind: str
     entry_bytes = ids.shape[1] * layer["word"].shape[1] * 4
     at_once = max(1, (2 << 30) // entry_bytes)
     result, keys = {}, sorted(groups)
-    with tqdm(total=2 * sum(map(len, groups.values())), desc="building the base", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=2 * sum(map(len, groups.values())),
+        desc="building the base",
+        disable=None if progress else True,
+        leave=False,
+    ) as bar:
         for first in range(0, len(keys), at_once):
             for key in keys[first : first + at_once]:
                 result[key] = _expert(ids, groups[key], layer, bar)
@@ -84,14 +89,22 @@ def embedding_layer(args, tokenizer: Tokenizer) -> tuple[dict, str]:
     """The generator's embedding layer and where it comes from: a checkpoint, or the fresh generator of --seed."""
     if args.embedding:
         content = load_checkpoint(args.embedding)
-        state = content["model"] if is_ours(content) else system_module(args.model).released_state(content.get("model", content))
-        layer = {name: state[f"embedding.{key}"] for name, key in (
-            ("word", "word.weight"), ("position", "position.weight"), ("weight", "norm.weight"), ("bias", "norm.bias"))}  # fmt: skip
+        state = (
+            content["model"]
+            if is_ours(content)
+            else system_module(args.model).released_state(content.get("model", content))
+        )
+        names = {"word": "word.weight", "position": "position.weight", "weight": "norm.weight", "bias": "norm.bias"}
+        layer = {name: state[f"embedding.{key}"] for name, key in names.items()}
         if layer["word"].shape[0] != tokenizer.vocab_size:
-            raise InputError(f"--embedding {args.embedding} knows {layer['word'].shape[0]} ids, this vocabulary {tokenizer.vocab_size}")
+            raise InputError(
+                f"--embedding {args.embedding} knows {layer['word'].shape[0]} ids, this vocabulary {tokenizer.vocab_size}"
+            )
         return layer, f"checkpoint {sha256(args.embedding)}"
     torch.manual_seed(args.seed)
-    return Embedding(tokenizer.vocab_size, args.max_seq_length, args.d_model, 0.0).tensors(), f"fresh generator, seed {args.seed}"
+    return Embedding(
+        tokenizer.vocab_size, args.max_seq_length, args.d_model, 0.0
+    ).tensors(), f"fresh generator, seed {args.seed}"
 
 
 def make_base(args, flags) -> KnowledgeBase:
@@ -100,12 +113,16 @@ def make_base(args, flags) -> KnowledgeBase:
     table = read_label_table(args.labels, uncertain=args.uncertain)
     missing = [study.id for study in studies if study.id not in table]
     if missing and not args.skip_broken:
-        raise InputError(f"{args.labels} lacks {len(missing)} training studies, such as {missing[:3]}; --skip_broken leaves them out")
+        raise InputError(
+            f"{args.labels} lacks {len(missing)} training studies, such as {missing[:3]}; --skip_broken leaves them out"
+        )
     studies = [study for study in studies if study.id in table]
     tokenizer = system_module(flags.model).make_tokenizer([study.report for study in studies], flags)
     flags.seed, flags.embedding = args.seed, args.embedding
     layer, source = embedding_layer(flags, tokenizer)
-    ids = torch.tensor([tokenizer.encode_padded(study.report, flags.max_seq_length) for study in studies], dtype=torch.int32)
+    ids = torch.tensor(
+        [tokenizer.encode_padded(study.report, flags.max_seq_length) for study in studies], dtype=torch.int32
+    )
     found = build(ids, [table[study.id] for study in studies], layer, kind=args.knowledge_key)
     facts = {
         "data_set": flags.dataset_name,
@@ -145,7 +162,8 @@ def show(base: KnowledgeBase, names: list[str]) -> str:
     labels = [label for label, bit in zip(CHEXPERT_14, expert["key"]) if bit]
     lines = [
         f"asked:   {', '.join(names) or 'no label'}",
-        f"entry:   {', '.join(labels) or 'no label'}" + (f"  (nearest, {expert['distance']} labels differ)" if expert["distance"] else ""),
+        f"entry:   {', '.join(labels) or 'no label'}"
+        + (f"  (nearest, {expert['distance']} labels differ)" if expert["distance"] else ""),
         f"group:   {expert['group']} training reports",
     ]
     if "report" in expert:
@@ -205,7 +223,8 @@ def main(argv=None) -> None:
     sizes = dict(sorted(Counter(base.sizes.tolist()).items()))
     facts = {"entries": len(base.keys), "sha256": sha256(out), "group_sizes": sizes}
     write_json(manifest_path(out), make_manifest("knowledge base", inputs=inputs, **facts, **base.facts))
-    print(f"{out}: {len(base.keys)} entries from {base.facts['training_reports']:,} training reports, {out.stat().st_size / 2**20:.1f} MiB")
+    reports, size = base.facts["training_reports"], out.stat().st_size / 2**20
+    print(f"{out}: {len(base.keys)} entries from {reports:,} training reports, {size:.1f} MiB")
     print(show(base, [NO_FINDING]))
 
 

@@ -1,5 +1,4 @@
-"""The diagnoses of a data set by a DiagnosisBot, made once and kept: a study's diagnosis depends on its picture alone.
-"""
+"""The diagnoses of a data set by a DiagnosisBot, made once and kept: a study's diagnosis depends on its picture alone."""
 
 import csv
 import os
@@ -37,7 +36,7 @@ def probabilities(bot: DiagnosisBot, studies, image_dir, *, device, num_workers=
     bot = bot.to(device).eval()
     loader = DataLoader(FirstPictures(studies, image_dir, bot.side), batch_size=batch_size, num_workers=num_workers)
     rows = []
-    for pictures in tqdm(loader, desc="diagnosing", disable=not progress, leave=False):
+    for pictures in tqdm(loader, desc="diagnosing", disable=None if progress else True, leave=False):
         rows += bot(pictures.to(device)).float().cpu().tolist()
     return {study.id: row for study, row in zip(studies, rows)}
 

@@ -51,12 +51,16 @@ def report_new_study(args, content: dict, module, decoding, precision, device) -
 
 def _diagnose(args, parts, picture, device):
     if "diagnosisbot" not in parts and "diagnosisbot" not in args.typed:
-        raise InputError("this checkpoint was trained on a label table and carries no DiagnosisBot; give one with --diagnosisbot")
+        raise InputError(
+            "this checkpoint was trained on a label table and carries no DiagnosisBot; give one with --diagnosisbot"
+        )
     bot = open_bot(args, parts).to(device)
     chances = bot(diagnosis_tensor(square(picture, SIDE), bot.side)[None].to(device))
     bits = bot.diagnose(chances)[0]
     rows = zip(bot.labels, chances[0].tolist(), bot.thresholds.tolist(), bits.tolist())
-    facts = [{"label": n, "probability": round(p, 4), "threshold": round(t, 4), "positive": bool(b)} for n, p, t, b in rows]
+    facts = [
+        {"label": n, "probability": round(p, 4), "threshold": round(t, 4), "positive": bool(b)} for n, p, t, b in rows
+    ]
     return facts, bits.cpu()
 
 
@@ -67,7 +71,9 @@ def _masked(args, parts, originals, result, device):
     elif Path(args.adm_classifier).is_file():
         classifier = load_diagnosisbot(args.adm_classifier, flag="--adm_classifier", side=SIDE)
     else:
-        result["note"] = "the checkpoint carries no ADM classifier: the complete picture was used where the model expects the masked one"
+        result["note"] = (
+            "the checkpoint carries no ADM classifier: the complete picture was used where the model expects the masked one"
+        )
         return [to_tensor(square(picture, args.image_size)) for picture in originals]
     views = []
     rule = {"theta": args.theta, "gamma": args.gamma, "beta": args.beta}

@@ -56,7 +56,11 @@ class Aligner(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.own, self.expert, self.joint = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(2 * width, width)
+        self.own, self.expert, self.joint = (
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+            nn.Linear(2 * width, width),
+        )
 
     def knowledge(self, iek: torch.Tensor) -> torch.Tensor:
         """iek [B, L, D] -> its share of the result [B, L, D]."""
@@ -250,7 +254,10 @@ def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: floa
     logits [B, L, vocabulary] of both -> scalar. Source: Hinton et al. 2015 with the "batchmean" of the released code.
     """
     soft = F.kl_div(
-        (student / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1), reduction="sum", log_target=True
+        (student / temperature).log_softmax(-1),
+        (teacher / temperature).log_softmax(-1),
+        reduction="sum",
+        log_target=True,
     )
     return temperature**2 * soft / len(student)
 
@@ -266,10 +273,13 @@ def check(args, problems: Problems, *, training: bool, carried: bool = False) ->
     if args.iek and not carried:
         how = "build it with python -m knowledge.build_base, or pass --no-iek"
         problems.check(Path(args.knowledge_path).is_file(), f"--knowledge_path: no file {args.knowledge_path}; {how}")
-    problems.check(args.d_model % (2 * args.num_heads) == 0, f"--d_model {args.d_model} must be an even multiple of --num_heads")
+    problems.check(
+        args.d_model % (2 * args.num_heads) == 0, f"--d_model {args.d_model} must be an even multiple of --num_heads"
+    )
     problems.check(
         args.max_gen_length < args.max_seq_length,
-        f"--max_gen_length {args.max_gen_length} must be below --max_seq_length {args.max_seq_length}, which counts the begin mark",
+        f"--max_gen_length {args.max_gen_length} must be below --max_seq_length {args.max_seq_length}, "
+        "which counts the begin mark",
     )
     if training:
         text = weights_problem(args.visual_extractor, args.extractor_weights, args.weights_dir, args.offline)
@@ -340,7 +350,9 @@ def load_teacher(args, tokenizer: Tokenizer, path) -> EKAGen:
             "train it on the same training reports with the same --threshold"
         )
     if content["flags"]["max_seq_length"] != args.max_seq_length:
-        raise InputError(f"teacher {path} has {content['flags']['max_seq_length']} positions, this run {args.max_seq_length}")
+        raise InputError(
+            f"teacher {path} has {content['flags']['max_seq_length']} positions, this run {args.max_seq_length}"
+        )
     views = {name: getattr(args, name) for name in ("teacher_view", "adm")}
     teacher = build(argparse.Namespace(**{**vars(args), **content["flags"], **views}), theirs, content["parts"])
     load_weights(teacher, content["model"], f"teacher {path}")

@@ -55,7 +55,9 @@ def gradcam(bot: DiagnosisBot, pictures: torch.Tensor, side: int = SIDE) -> tupl
     """
     net = bot.classifier
     if not isinstance(getattr(net.net, "fc", None), torch.nn.Linear):
-        raise InputError(f"ADM needs a classifier that ends in a pooled linear layer (a ResNet, say), not {bot.backbone}")
+        raise InputError(
+            f"ADM needs a classifier that ends in a pooled linear layer (a ResNet, say), not {bot.backbone}"
+        )
     kept = []
     handle = net.last.register_forward_hook(lambda module, inputs, output: kept.append(output))
     try:

@@ -65,10 +65,18 @@ def load_weights(system, state: dict, source: str, facts: dict | None = None) ->
 
     facts: sizes of both sides by name, {"vocabulary": (checkpoint's, run's), ...}.
     """
-    differing = [f"{name}: the weights have {theirs}, this run {ours}" for name, (theirs, ours) in (facts or {}).items() if theirs != ours]
+    differing = [
+        f"{name}: the weights have {theirs}, this run {ours}"
+        for name, (theirs, ours) in (facts or {}).items()
+        if theirs != ours
+    ]
     own = system.state_dict()
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    shapes = [f"{k} {list(state[k].shape)} for {list(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    shapes = [
+        f"{k} {list(state[k].shape)} for {list(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
     if missing or extra or shapes:
         lines = differing or [f"{len(shapes)} of another shape: {'; '.join(shapes[:3])}"] * bool(shapes)
         lines += [f"{len(missing)} missing: {', '.join(missing[:3])}"] * bool(missing)

@@ -88,7 +88,9 @@ def _one_beam(system, memory, settings, ids, stop) -> list[list[int]]:
             logits[:, [system.end, system.padding]] = -math.inf
         if trigrams is not None:
             _lower_repeats(logits, written[alive, :at].tolist(), [trigrams[k] for k in alive.tolist()])
-        tokens = _draw(logits, settings, [draws[k] for k in alive.tolist()]) if draws else logits.argmax(-1, keepdim=True)
+        tokens = (
+            _draw(logits, settings, [draws[k] for k in alive.tolist()]) if draws else logits.argmax(-1, keepdim=True)
+        )
         written[alive, at] = tokens[:, 0]
         if not stop:
             continue

@@ -21,10 +21,20 @@ from modules.visual_extractor import Classifier
 # The authors' thresholds, in the order of CHEXPERT_14; they serve the DiagnosisBot and the ADM classifier alike.
 RELEASED_THRESHOLDS = (
     # fmt: off
-    0.16723023355007172, 0.1947029083967209, 0.029259558767080307, 0.1620151698589325,
-    0.021117646247148514, 0.018800165504217148, 0.02309785969555378, 0.27516457438468933,
-    0.1392412632703781, 0.32653239369392395, 0.031462669372558594, 0.06353640556335449,
-    0.03490791097283363, 0.38705959916114807,
+    0.16723023355007172,
+    0.1947029083967209,
+    0.029259558767080307,
+    0.1620151698589325,
+    0.021117646247148514,
+    0.018800165504217148,
+    0.02309785969555378,
+    0.27516457438468933,
+    0.1392412632703781,
+    0.32653239369392395,
+    0.031462669372558594,
+    0.06353640556335449,
+    0.03490791097283363,
+    0.38705959916114807,
     # fmt: on
 )
 _STAGE = re.compile(r"^layers\.(\d)\.(blocks\.(\d)\.|downsample\.)(.+)$")
@@ -143,14 +153,20 @@ def _released(content, path, labels, flag, side) -> DiagnosisBot:
     state = {key.removeprefix("module."): value for key, value in state.items()}
     head = state.get("head.weight", state.get("fc.weight"))
     if head is None or not {"patch_embed.proj.weight", "layer4.0.conv1.weight"} & set(state):
-        raise InputError(f"{flag} {path}: neither a Swin-Tiny nor a ResNet-34 classifier (found {', '.join(list(state)[:3])} ...)")
+        raise InputError(
+            f"{flag} {path}: neither a Swin-Tiny nor a ResNet-34 classifier (found {', '.join(list(state)[:3])} ...)"
+        )
     if head.shape[0] != len(labels):
         raise InputError(f"{flag} {path} has {head.shape[0]} outputs, this run has {len(labels)} labels")
     swin = "patch_embed.proj.weight" in state
     bot = DiagnosisBot("swin_t" if swin else "resnet34", labels, RELEASED_THRESHOLDS, side)
     try:
         state = released_swin_keys(state) if swin else state
-        own = {k: v for k, v in bot.classifier.net.state_dict().items() if k.endswith(("position_index", "batches_tracked"))}
+        own = {
+            k: v
+            for k, v in bot.classifier.net.state_dict().items()
+            if k.endswith(("position_index", "batches_tracked"))
+        }
         bot.classifier.net.load_state_dict({**own, **state}, strict=True)
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{flag} {path} does not fit {bot.backbone}: {str(error)[:600]}") from error

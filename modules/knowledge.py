@@ -31,7 +31,9 @@ class KnowledgeBase(nn.Module):
     diagnosis gets the mean of its labels' entries). reports: per entry {"id", "report", "studies"}, for people.
     """
 
-    def __init__(self, keys, *, entries=None, ids=None, layer=None, sizes=None, kind="vector", reports=None, facts=None):
+    def __init__(
+        self, keys, *, entries=None, ids=None, layer=None, sizes=None, kind="vector", reports=None, facts=None
+    ):
         super().__init__()
         keys = keys.to(torch.long)
         sizes = torch.zeros(len(keys), dtype=torch.long) if sizes is None else torch.as_tensor(sizes)
@@ -52,7 +54,10 @@ class KnowledgeBase(nn.Module):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(N entries, L positions, D width)."""
-        return (len(self.keys), *(self.entries.shape[1:] if self.ids is None else (self.ids.shape[1], self.word.shape[1])))
+        return (
+            len(self.keys),
+            *(self.entries.shape[1:] if self.ids is None else (self.ids.shape[1], self.word.shape[1])),
+        )
 
     @torch.no_grad()
     def nearest(self, diagnosis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,11 +95,19 @@ class KnowledgeBase(nn.Module):
 
     def state(self) -> dict:
         """Plain tensors and values, enough to build the base again."""
-        kept = {"keys": self.keys.cpu().to(torch.uint8), "sizes": self.sizes, "kind": self.kind, "reports": self.reports}
+        kept = {
+            "keys": self.keys.cpu().to(torch.uint8),
+            "sizes": self.sizes,
+            "kind": self.kind,
+            "reports": self.reports,
+        }
         if self.ids is None:
             kept["entries"] = self.entries.cpu()
         else:
-            kept |= {"ids": self.ids.cpu().to(torch.int32), "layer": {name: getattr(self, name).cpu() for name in LAYER}}
+            kept |= {
+                "ids": self.ids.cpu().to(torch.int32),
+                "layer": {name: getattr(self, name).cpu() for name in LAYER},
+            }
         return {"format": FORMAT, "what": "knowledge base", "facts": self.facts, **kept}
 
     @classmethod

@@ -14,7 +14,16 @@ from modules.artefact import git_state, sha256, write_json
 from modules.errors import InputError
 from modules.flags import all_flags
 
-INPUT_FLAGS = ("ann_path", "diagnosis_path", "diagnosisbot", "adm_classifier", "knowledge_path", "teacher", "vocab_path", "load")
+INPUT_FLAGS = (
+    "ann_path",
+    "diagnosis_path",
+    "diagnosisbot",
+    "adm_classifier",
+    "knowledge_path",
+    "teacher",
+    "vocab_path",
+    "load",
+)
 
 
 def open_run(args, *, resume: bool) -> Path:
@@ -34,9 +43,15 @@ def describe_run(args, device: torch.device, **more) -> dict:
         "command": sys.argv,
         "flags": all_flags(args),
         "git": git_state(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
         "device": f"{device.type}: {name}, {torch.get_num_threads()} threads",
-        "inputs": {flag: {"path": str(path), "sha256": sha256(path)} for flag, path in inputs.items() if Path(path).exists()},
+        "inputs": {
+            flag: {"path": str(path), "sha256": sha256(path)} for flag, path in inputs.items() if Path(path).exists()
+        },
         **more,
     }
 

@@ -75,4 +75,6 @@ def load_pickle(path: str | Path):
         raise
     except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError, AttributeError,
             ImportError, IndexError, KeyError, MemoryError) as error:  # fmt: skip
-        raise InputError(f"{path} cannot be read as data: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        raise InputError(
+            f"{path} cannot be read as data: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error

@@ -51,7 +51,9 @@ class Trainer:
         self.loader.dataset.epoch = self.epoch
         start = mark = time.perf_counter()
         waited, studies, sums = 0.0, 0, {}
-        bar = tqdm(self.loader, desc=f"epoch {self.epoch + 1}/{self.args.epochs}", leave=False, mininterval=1)
+        bar = tqdm(
+            self.loader, desc=f"epoch {self.epoch + 1}/{self.args.epochs}", leave=False, mininterval=1, disable=None
+        )
         for number, batch in enumerate(bar, 1):
             waited += time.perf_counter() - mark
             losses = self.update(batch.to(self.device))
@@ -120,7 +122,9 @@ class Trainer:
         """Go on from a `last.pt`. InputError when it has no training state or was trained with other words."""
         state = load_checkpoint(path)
         if "optimizer" not in state:
-            raise InputError(f"{path} holds no training state; --resume takes a last.pt, --load starts from its weights")
+            raise InputError(
+                f"{path} holds no training state; --resume takes a last.pt, --load starts from its weights"
+            )
         if state["tokenizer"] != self.carried["tokenizer"]:
             raise InputError(f"{path} was trained with another vocabulary: the training reports have changed")
         self.system.load_state_dict(state["model"], strict=True)

@@ -220,7 +220,9 @@ def _read_state(path: Path) -> dict:
 def _body_keys(state: dict, name: str) -> dict:
     """torchvision's key names without the classifier (old DenseNet files number their layers with dots)."""
     if name == "densenet121":
-        old = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$")
+        old = re.compile(
+            r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
+        )
         state = {old.sub(r"\1\2", key): value for key, value in state.items()}
         return {key[len("features.") :]: value for key, value in state.items() if key.startswith("features.")}
     return {key: value for key, value in state.items() if not key.startswith("fc.")}
@@ -253,6 +255,9 @@ class VisualExtractor(nn.Module):
         return [parameter for part in parts for parameter in part.parameters()]
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        # depthwise and dense networks are twice as fast with channels last everywhere, ResNets on CUDA only
+        if pictures.is_cuda or self.name not in RESNET_WIDTH:
+            pictures = pictures.contiguous(memory_format=torch.channels_last)
         return self.body(pictures)
 
 
@@ -294,7 +299,9 @@ class Classifier(nn.Module):
         if weights == "none":
             log.warning("%s starts from RANDOM weights, not from ImageNet's", self.name)
             return None
-        state = _read_state(Path(weights)) if weights != "imagenet" else _torchvision_state(self.name, weights_dir, offline)
+        state = (
+            _read_state(Path(weights)) if weights != "imagenet" else _torchvision_state(self.name, weights_dir, offline)
+        )
         head = ("head.", "fc.")
         own = {key: value for key, value in self.net.state_dict().items() if key.startswith(head)}
         kept = {key: value for key, value in state.items() if not key.startswith(head)}

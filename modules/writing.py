@@ -12,7 +12,7 @@ def write_split(system, loader, tokenizer, settings: DecodingSettings, *, precis
     was_training = system.training
     system.eval()
     written = {}
-    for batch in tqdm(loader, desc="writing reports", disable=not progress, leave=False, mininterval=1):
+    for batch in tqdm(loader, desc="writing reports", disable=None if progress else True, leave=False, mininterval=1):
         with precision.region():
             texts = [tokenizer.decode(ids) for ids in write_reports(system, batch.to(device), settings)]
         columns = {"prediction": texts, **system.remarks(batch)}
