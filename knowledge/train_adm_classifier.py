@@ -1,0 +1,36 @@
+"""Train the classifier whose Grad-CAM maps become the ADM masks (see generate_adm.py).
+
+    python -m knowledge.train_adm_classifier --dataset_name iu_xray --labels labels.csv
+    python -m knowledge.train_adm_classifier --dataset_name miniature --eval_split test
+
+Writes <knowledge_dir>/adm_classifier.pt, its manifest and its figures, as train_diagnosisbot.py does. The network has
+to end in a pooled linear layer, so Swin is not among the choices.
+"""
+
+from knowledge.classifier_training import Job, run
+from modules.errors import entry
+from modules.visual_extractor import RESNET_WIDTH
+
+JOB = Job(
+    what="ADM classifier",
+    command="knowledge.train_adm_classifier",
+    file="adm_classifier.pt",
+    backbones=(*RESNET_WIDTH, "efficientnet_lite0"),
+    defaults={
+        "backbone": "resnet34", "image_size": 300, "epochs": 20, "batch_size": 32, "lr": 3e-4, "weight_decay": 0.05,
+    },
+    presets={
+        "miniature": {"backbone": "efficientnet_lite0", "image_size": 160, "epochs": 8, "batch_size": 16, "lr": 2e-3},
+        "mimic_cxr": {"epochs": 5, "batch_size": 64, "num_workers": 8, "picture_check": "quick"},
+    },
+)  # fmt: skip
+
+
+@entry
+def main(argv: list[str] | None = None) -> None:
+    """Command line; see the head of this file."""
+    run(argv, JOB)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Train the DiagnosisBot: the first picture of a study -> 14 probabilities and one threshold each.
+
+    python -m knowledge.train_diagnosisbot --dataset_name iu_xray --labels labels.csv
+    python -m knowledge.train_diagnosisbot --dataset_name miniature --eval_split test
+
+Writes <knowledge_dir>/diagnosisbot.pt, its manifest diagnosisbot.pt.json and the figures diagnosisbot.<split>.json.
+Kill it and run it again: it goes on after the last whole epoch.
+"""
+
+from knowledge.classifier_training import Job, run
+from modules.errors import entry
+from modules.visual_extractor import RESNET_WIDTH
+
+JOB = Job(
+    what="DiagnosisBot",
+    command="knowledge.train_diagnosisbot",
+    file="diagnosisbot.pt",
+    backbones=("swin_t", *RESNET_WIDTH, "efficientnet_lite0"),
+    defaults={
+        "backbone": "swin_t", "image_size": 224, "epochs": 20, "batch_size": 32, "lr": 1e-4, "weight_decay": 0.05,
+    },
+    presets={
+        "miniature": {"backbone": "efficientnet_lite0", "image_size": 160, "epochs": 8, "batch_size": 16, "lr": 2e-3},
+        "mimic_cxr": {"epochs": 5, "batch_size": 64, "num_workers": 8, "picture_check": "quick"},
+    },
+)  # fmt: skip
+
+
+@entry
+def main(argv: list[str] | None = None) -> None:
+    """Command line; see the head of this file."""
+    run(argv, JOB)
+
+
+if __name__ == "__main__":
+    main()
