@@ -102,29 +102,39 @@ def parse(argv: list[str] | None, job: Job) -> argparse.Namespace:
         add_shared(parser, group, names)
     new = parser.add_argument_group(job.what)
     default = job.defaults
-    new.add_argument("--labels", help="CSV with the labels of the reports, by study id [<data_dir>/labels.csv]")
-    new.add_argument("--uncertain", choices=tuple(UNCERTAIN_VALUES), help="what -1 in --labels counts as; ignore: the label is left out for that study [positive]")
-    new.add_argument("--out", help=f"file to write [<knowledge_dir>/{job.file}]")
+    rows = (
+        ("labels", str, "CSV with the labels of the reports, by study id [<data_dir>/labels.csv]"),
+        ("out", str, f"file to write [<knowledge_dir>/{job.file}]"),
+        ("backbone_weights", str, "start: imagenet, none (random, said in a warning), or a weight file [imagenet]"),
+        ("image_size", flags.positive_int, f"side of the picture in pixels [{default['image_size']}]"),
+        ("start_size", flags.positive_int, "side in the first epochs, growing to --image_size in the last: faster [image_size]"),
+        ("epochs", flags.positive_int, f"passes over the training studies [{default['epochs']}]"),
+        ("batch_size", flags.positive_int, f"pictures per step [{default['batch_size']}]"),
+        ("lr", flags.positive_float, f"highest learning rate: a tenth of the run warms up, a cosine falls [{default['lr']}]"),
+        ("weight_decay", flags.not_negative, f"AdamW's decoupled weight decay [{default['weight_decay']}]"),
+        ("pos_weight_cap", flags.positive_float, "positives weigh sqrt(negatives / positives), at most this; 1 = no weights [4]"),
+        ("bootstrap", flags.natural, "rounds for the 95%% intervals, 0 = none [1000]"),
+        ("cache_gb", flags.not_negative, "keep decoded pictures in memory up to this many GB, else read them each epoch [4]"),
+    )
+    for name, kind, text in rows:
+        new.add_argument(f"--{name}", type=kind, help=text)
+    choices = (
+        ("backbone", job.backbones, f"network [{default['backbone']}]"),
+        ("augment", ("light", "none"), "training pictures: light = small turns, shifts and brightness, no flips [light]"),
+        ("uncertain", tuple(UNCERTAIN_VALUES), "what -1 in --labels counts as; ignore: left out for that study [positive]"),
+        ("eval_split", SPLITS, "split to measure at the end; never used for choosing [val]"),
+    )
+    for name, names, text in choices:
+        new.add_argument(f"--{name}", choices=names, help=text)
     new.add_argument("--overwrite", action="store_true", help="train anew where --out already stands")
-    new.add_argument("--backbone", choices=job.backbones, help=f"network [{default['backbone']}]")
-    new.add_argument("--backbone_weights", help="start: imagenet, none (random, said in a warning), or a weight file [imagenet]")
-    new.add_argument("--image_size", type=flags.positive_int, help=f"side of the picture in pixels [{default['image_size']}]")
-    new.add_argument("--augment", choices=("light", "none"), help="training pictures: light = small turns, shifts and brightness, no flips [light]")
-    new.add_argument("--epochs", type=flags.positive_int, help=f"passes over the training studies [{default['epochs']}]")
-    new.add_argument("--batch_size", type=flags.positive_int, help=f"pictures per step [{default['batch_size']}]")
-    new.add_argument("--lr", type=flags.positive_float, help=f"highest learning rate; it warms up for a tenth of the run and falls by a cosine [{default['lr']}]")
-    new.add_argument("--weight_decay", type=flags.not_negative, help=f"AdamW's decoupled weight decay [{default['weight_decay']}]")
-    new.add_argument("--pos_weight_cap", type=flags.positive_float, help="largest weight of a positive, sqrt(negatives / positives) up to this; 1 = none [4]")
-    new.add_argument("--eval_split", choices=SPLITS, help="split to measure at the end; never used for choosing [val]")
-    new.add_argument("--bootstrap", type=flags.natural, help="rounds for the 95%% intervals, 0 = none [1000]")
-    new.add_argument("--cache_gb", type=flags.not_negative, help="keep the decoded pictures in memory up to this many GB, else read them anew each epoch [4]")
     typed = vars(parser.parse_args(argv))
     names = tuple(name for group in SHARED.values() for name in group)
     own = {"labels": None, "out": None, "overwrite": False, "uncertain": "positive", "backbone_weights": "imagenet",
-           "augment": "light", "pos_weight_cap": 4.0, "eval_split": "val", "bootstrap": 1000, "cache_gb": 4.0}  # fmt: skip
+           "start_size": None, "augment": "light", "pos_weight_cap": 4.0, "eval_split": "val", "bootstrap": 1000, "cache_gb": 4.0}  # fmt: skip
     args = with_defaults(typed, names, own | default, job.presets)
     args.labels = args.labels or str(Path(args.data_dir) / "labels.csv")
     args.out = args.out or str(Path(args.knowledge_dir) / job.file)
+    args.start_size = min(args.start_size or args.image_size, args.image_size)
     return args
 
 
@@ -254,9 +264,16 @@ def measure(truth: np.ndarray, chances: np.ndarray, thresholds, labels, *, round
         else:
             facts |= dict.fromkeys(rows)
         result["labels"][label] = facts
-    result["macro"] = {name: _interval(np.nanmean(value, 0)) if value else None for name, value in rows.items()}
+    result["macro"] = {name: _interval(_mean(value)) if value else None for name, value in rows.items()}
     result["macro"]["labels"] = len(rows["auroc"])
     return result
+
+
+def _mean(rows: list[np.ndarray]) -> np.ndarray:
+    """Mean over the rows that have a value, [R]; NaN where none has."""
+    known = np.isfinite(rows)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, rows, 0).sum(0) / known.sum(0)
 
 
 def _interval(values: np.ndarray) -> list[float]:
@@ -283,8 +300,9 @@ def metrics_text(result: dict) -> str:
 def choose_thresholds(truth: np.ndarray, chances: np.ndarray, prevalence, labels) -> tuple[list[float], dict[str, str]]:
     """One threshold per label that maximises F1 on validation, and notes on labels where that could not be done.
 
-    truth: int [N, K] of 1, 0, -1; chances: float [N, K]; prevalence: share of positives in training, K. A threshold
-    lies in the middle (in logits) between two neighbouring scores; of several best the one in the widest gap.
+    truth: int [N, K] of 1, 0, -1; chances: float [N, K]; prevalence: share of positives in training, K. Of all values
+    with the best F1 the one nearest to half that F1 is taken, which is the best threshold of exact probabilities
+    (Lipton et al. 2014), but no nearer (in logits) to a score than a quarter of the gap between two scores.
     Without positives in validation: the share of positives in training is kept (a quantile of the validation
     scores); without positives in training: 1, so the label is never said.
     """
@@ -304,15 +322,16 @@ def choose_thresholds(truth: np.ndarray, chances: np.ndarray, prevalence, labels
 
 
 def _best_cut(real: np.ndarray, logits: np.ndarray) -> float:
+    """Probability above which a label is said; see choose_thresholds. real: bool [N], logits float [N]."""
     levels = np.unique(logits)
-    levels = np.concatenate([[min(levels[0], 0.0) - 2], levels])  # the lowest cut says yes to all
-    cuts, gaps = (levels[1:] + levels[:-1]) / 2, np.diff(levels)
-    order = np.argsort(logits, kind="stable")
-    below = np.searchsorted(logits[order], cuts)  # how many stay under each cut
-    hits = real.sum() - np.concatenate([[0], np.cumsum(real[order])])[below]
+    below, missed = (np.searchsorted(np.sort(some), levels) for some in (logits, logits[real]))
+    hits = real.sum() - missed  # when everything from a level up is said
     scores = 2 * hits / (len(real) - below + real.sum())
+    goal = np.log(scores.max() / 2 / (1 - scores.max() / 2))
+    gaps = np.diff(levels, prepend=levels[0] - 4)
+    cuts = np.clip(goal, levels - 0.75 * gaps, levels - 0.25 * gaps)
     best = np.flatnonzero(scores >= scores.max() - 1e-12)
-    cut = cuts[best[np.argmax(gaps[best])]]
+    cut = cuts[best[np.argmin(abs(cuts[best] - goal))]]
     return float(1 / (1 + np.exp(-cut)))
 
 
@@ -380,7 +399,7 @@ def open_classifier_data(args, job: Job) -> ClassifierData:
 
 
 # what a training result depends on, beside pictures and labels; device and caching are left out on purpose
-INPUT_FLAGS = ("dataset_name", "uncertain", "backbone", "backbone_weights", "image_size", "augment", "epochs", "batch_size",
+INPUT_FLAGS = ("dataset_name", "uncertain", "backbone", "backbone_weights", "image_size", "start_size", "augment", "epochs", "batch_size",
                "lr", "weight_decay", "pos_weight_cap", "precision", "seed")  # fmt: skip
 
 
@@ -397,6 +416,13 @@ def _picture_hash(studies: list[Study], image_dir) -> str:
 def rate(done: float) -> float:
     """Share of the highest learning rate at `done` in 0..1: a tenth of warm-up, then a cosine down to 0."""
     return done / 0.1 if done < 0.1 else 0.5 + 0.5 * float(np.cos(np.pi * (done - 0.1) / 0.9))
+
+
+def epoch_size(start: int, full: int, epoch: int, epochs: int) -> int:
+    """Side of the training pictures in an epoch (from 0): late growth from `start` to `full` in steps of 32 pixels."""
+    if epoch + 1 >= epochs:
+        return full
+    return min(start + int((full - start) * (epoch / (epochs - 1)) ** 2) // 32 * 32, full)
 
 
 class ClassifierTrainer:
@@ -466,11 +492,15 @@ class ClassifierTrainer:
         order, count = draw.permutation(len(pictures)), -(-len(pictures) // args.batch_size)
         draws = torch.from_numpy(draw.uniform(-1, 1, (len(pictures), 6)).astype(np.float32))
         groups = np.array_split(order, count)  # sizes differ by one at most: no batch of one picture at the end
+        side = epoch_size(args.start_size, args.image_size, self.epoch, args.epochs)
         self.bot.train()
         total = 0.0
-        bar = tqdm(pictures.batches(groups, args.num_workers), total=count, desc=f"epoch {self.epoch + 1}", leave=False, mininterval=1)
+        batches = pictures.batches(groups, args.num_workers)
+        bar = tqdm(batches, total=count, desc=f"epoch {self.epoch + 1}", leave=False, mininterval=1)
         for step, (group, pixels) in enumerate(zip(groups, bar)):
             shapes = normalised(pixels.to(self.device))
+            if side < args.image_size:
+                shapes = F.interpolate(shapes, (side, side), mode="bilinear", antialias=True)
             if args.augment == "light":
                 shapes = augmented(shapes, draws[group].to(self.device))
             for part in self.optimizer.param_groups:

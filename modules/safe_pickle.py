@@ -16,7 +16,15 @@ def _storage(data: bytes):
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stands in for codecs.encode: how old pickles write the bytes of an array."""
+    if encoding != "latin1":
+        raise ValueError(f"bytes in {encoding}")
+    return text.encode(encoding)
+
+
 _ALLOWED = {
+    ("_codecs", "encode"): _latin1,
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
@@ -68,7 +76,10 @@ def load_pickle(path: str | Path):
         if zipfile.is_zipfile(path):
             return torch.load(path, map_location="cpu", weights_only=True)
         with open(path, "rb") as file:
-            return _DataOnly(file, path).load()
+            content = _DataOnly(file, path).load()
+        if isinstance(content, int) and content == torch.serialization.MAGIC_NUMBER:  # torch's format before 1.6
+            return torch.load(path, map_location="cpu", weights_only=True)
+        return content
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
     except InputError:

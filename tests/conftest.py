@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -34,7 +33,8 @@ def mini(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("mini")
     build(root / "data", studies=32, seed=3, image_size=64, progress=False)
     run("-m", "knowledge.build_base", "--dataset_name", "miniature", "--data_dir", root / "data", "--threshold", "1",
-        "--labels", root / "data" / "labels.csv", "--out", root / "base.pt", "--max_seq_length", "48", "--d_model", "32")  # fmt: skip
+        "--labels", root / "data" / "labels.csv", "--out", root / "base.pt", "--max_seq_length", "48",
+        "--d_model", "32")  # fmt: skip
     return root
 
 
@@ -45,7 +45,9 @@ def inputs(mini: Path) -> list[str]:
             "--oracle_labels", "--knowledge_path", str(mini / "base.pt"), *TINY_MODEL]  # fmt: skip
 
 
-def run(*words, code: int = 0, cwd: Path = ROOT, env: dict | None = None, timeout: int = 300) -> subprocess.CompletedProcess:
+def run(
+    *words, code: int = 0, cwd: Path = ROOT, env: dict | None = None, timeout: int = 300
+) -> subprocess.CompletedProcess:
     """Run `python *words` in a process of its own and check its exit code."""
     done = subprocess.run(
         [sys.executable, *map(str, words)],
@@ -53,12 +55,7 @@ def run(*words, code: int = 0, cwd: Path = ROOT, env: dict | None = None, timeou
         capture_output=True,
         text=True,
         timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT), **(env or {})},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
     )
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
-
-
-@pytest.fixture(autouse=True)
-def two_threads():
-    torch.set_num_threads(2)

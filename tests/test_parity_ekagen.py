@@ -124,7 +124,15 @@ def test_four_training_steps(released, words, tmp_path):
     """Losses, gradient norms and parameter count of the released training: teacher masked, student complete."""
     facts = read("train.json")
     args = flags(
-        released, "--dropout", "0", "--view_preset", "released", "--teacher", str(released / "iu_t_model.pth"), "--device", "cpu"
+        released,
+        "--dropout",
+        "0",
+        "--view_preset",
+        "released",
+        "--teacher",
+        str(released / "iu_t_model.pth"),
+        "--device",
+        "cpu",
     )
     system = ekagen.build(args, words)
     ekagen.load_start(system, load_checkpoint(released / "iu_weight.pth"), "iu_weight.pth", args)

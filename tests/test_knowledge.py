@@ -1,0 +1,127 @@
+"""The knowledge base: total look-up, expert reports, what is refused; and pickles that are programs."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from knowledge.build_base import build, groups_of, show
+from modules.errors import InputError
+from modules.knowledge import KnowledgeBase, embed, load_knowledge
+from modules.labels import CHEXPERT_14
+from modules.safe_pickle import load_pickle
+
+TWO = ("A", "B")
+
+
+def layer(words=20, positions=6, width=8):
+    torch.manual_seed(0)
+    return {"word": torch.randn(words, width), "position": torch.randn(positions, width),
+            "weight": torch.ones(width), "bias": torch.zeros(width)}  # fmt: skip
+
+
+def base(kind="vector"):
+    keys = torch.tensor([[0, 1], [1, 0]] if kind == "disease" else [[0, 0], [0, 1], [1, 1]])
+    entries = torch.arange(len(keys)).float()[:, None, None].expand(-1, 6, 8)
+    return KnowledgeBase(keys, entries=entries, sizes=[2, 7, 7][: len(keys)], kind=kind)
+
+
+def test_look_up_is_total():
+    """Exact key; else the nearest; ties go to the larger group, then to the smaller key."""
+    knowledge = base()
+    diagnosis = torch.tensor([[0, 0], [0, 1], [1, 1], [1, 0]])  # [1, 0] is one label from [0, 0] (2) and [1, 1] (7)
+    assert knowledge(diagnosis)[:, 0, 0].tolist() == [0.0, 1.0, 2.0, 2.0]
+    assert knowledge.fallbacks(diagnosis) == 1
+    assert knowledge.nearest(diagnosis)[1].tolist() == [0, 0, 0, 1]
+
+
+def test_disease_keys_are_averaged():
+    knowledge = base("disease")
+    found = knowledge(torch.tensor([[0, 1], [1, 0], [1, 1]]))[:, 0, 0].tolist()
+    assert found == [0.0, 1.0, 0.5]
+
+
+def test_expert_is_the_report_nearest_to_its_groups_mean():
+    torch.manual_seed(1)
+    ids = torch.randint(3, 20, (40, 6), dtype=torch.int32)
+    vectors = [[number % 2, number % 3 == 0] for number in range(40)]
+    vectors = [[int(bit) for bit in vector] for vector in vectors]
+    found = build(ids, vectors, layer(), kind="vector", progress=False)
+    embedded = embed(ids.long(), layer())
+    for key, members in groups_of(vectors, "vector").items():
+        mean = embedded[members].mean(0)
+        distances = (embedded[members] - mean).flatten(1).norm(dim=1)
+        order = distances.argsort()
+        assert found[key]["report"] == members[order[0]] and found[key]["next"][0] == members[order[1]]
+        assert found[key]["distance"] == pytest.approx(float(distances.min()), rel=1e-4)
+        assert vectors[found[key]["report"]] == list(key) and found[key]["size"] == len(members)
+
+
+def saved(tmp_path, **changes):
+    keys = torch.zeros(2, 14, dtype=torch.long)
+    keys[1, 1] = 1
+    facts = {"labels": list(CHEXPERT_14), "split": "train"} | changes
+    reports = [{"id": "s1", "report": "clear", "distance_to_mean": 1.0, "next_id": None, "next_distance": None}] * 2
+    knowledge = KnowledgeBase(keys, ids=torch.ones(2, 6), layer=layer(), sizes=[3, 1], reports=reports, facts=facts)
+    torch.save(knowledge.state(), tmp_path / "base.pt")
+    return tmp_path / "base.pt"
+
+
+def test_a_base_survives_its_file(tmp_path):
+    loaded = load_knowledge(saved(tmp_path), labels=CHEXPERT_14, length=6, width=8)
+    assert loaded.shape == (2, 6, 8)
+    assert loaded.expert(torch.zeros(14, dtype=torch.long))["id"] == "s1"
+    assert "s1" in show(loaded, ["Cardiomegaly"])
+    with pytest.raises(InputError, match="Cardiomegali"):
+        show(loaded, ["Cardiomegali"])
+
+
+def test_what_is_refused(tmp_path):
+    shape = {"length": 6, "width": 8}
+    with pytest.raises(InputError, match="only training reports"):
+        load_knowledge(saved(tmp_path, split="test"), labels=CHEXPERT_14, **shape)
+    with pytest.raises(InputError, match="built for the labels"):
+        load_knowledge(saved(tmp_path, labels=list(reversed(CHEXPERT_14))), labels=CHEXPERT_14, **shape)
+    with pytest.raises(InputError, match="2 entries of 6 positions x width 8"):
+        load_knowledge(saved(tmp_path), labels=CHEXPERT_14, length=128, width=256)
+    with pytest.raises(InputError, match="no file"):
+        load_knowledge(tmp_path / "none.pkl", labels=CHEXPERT_14, **shape)
+    (tmp_path / "torn.pkl").write_bytes(pickle.dumps({(0,) * 14: np.zeros(3)})[:-20])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_knowledge(tmp_path / "torn.pkl", labels=CHEXPERT_14, **shape)
+
+
+class Program:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_malicious_pickle_is_not_executed(tmp_path, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps({(0,) * 14: Program()}, protocol))
+    with pytest.raises(InputError, match="Nothing of it was executed"):
+        load_pickle(tmp_path / "evil.pkl")
+    torch.save({"model": Program()}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match="cannot be read as data"):
+        load_pickle(tmp_path / "evil.pth")
+    torch.save({"model": Program()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError):
+        load_pickle(tmp_path / "old.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_data_is_read(tmp_path, protocol):
+    content = {
+        (0, 1): torch.arange(6.0).view(2, 3),
+        (np.int64(1), 0): np.ones((2, 3), np.float32),
+        (1, 1): [1, 2.5, "x", None],
+    }
+    (tmp_path / "data.pkl").write_bytes(pickle.dumps(content, protocol))
+    found = load_pickle(tmp_path / "data.pkl")
+    assert (
+        torch.equal(found[(0, 1)], content[(0, 1)]) and (found[(1, 0)] == 1).all() and found[(1, 1)] == content[(1, 1)]
+    )

@@ -1,0 +1,140 @@
+"""Training through the commands: resume is exact, a kill loses nothing that was saved, a full disk neither."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, inputs, run
+
+from modules.artefact import write_atomic
+from modules.checkpoint import load_checkpoint, save_checkpoint
+from modules.errors import InputError
+
+
+def train(mini, folder, *more, code=0):
+    return run("main_train.py", *inputs(mini), "--no-adm", "--save_dir", folder, *more, code=code)
+
+
+@pytest.fixture(scope="module")
+def trained(mini, tmp_path_factory):
+    """A run of 2 epochs without distillation."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(mini, folder, "--no-gid")
+    return folder
+
+
+def same(first, second):
+    for name, value in first["model"].items():
+        assert torch.equal(value, second["model"][name]), name
+    assert first["best"] == second["best"] and first["step"] == second["step"]
+
+
+@pytest.mark.slow
+def test_two_epochs_and_two_more_equal_four(mini, trained, tmp_path):
+    train(mini, tmp_path / "four", "--no-gid", "--epochs", "4", "--num_workers", "2")
+    halves = tmp_path / "halves"
+    train(mini, halves, "--no-gid", "--epochs", "2")
+    run("main_train.py", "--resume", "--save_dir", halves, "--epochs", "4")  # everything else comes from the run
+    same(load_checkpoint(tmp_path / "four" / "last.pt"), load_checkpoint(halves / "last.pt"))
+    rows = [[json.loads(line) for line in open(f / "log.jsonl")] for f in (tmp_path / "four", halves)]
+    losses = [[row["train/loss"] for row in run_rows if row["event"] == "epoch"] for run_rows in rows]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+@pytest.mark.slow
+def test_rounds_of_distillation(mini, tmp_path):
+    """--gid_rounds 1 trains a teacher and a student that learns from it; killed and resumed, it ends the same."""
+    train(mini, tmp_path / "whole", "--gid_rounds", "1", "--epochs", "1")
+    log = [json.loads(line) for line in open(tmp_path / "whole" / "log.jsonl")]
+    assert [row["round"] for row in log if row["event"] == "round"] == [0, 1]
+    assert "train/gid" in [row for row in log if row["event"] == "epoch"][1]
+    train(mini, tmp_path / "parts", "--gid_rounds", "1", "--epochs", "1")
+    (tmp_path / "parts" / "best.pt").unlink()
+    for file in (tmp_path / "parts" / "round_1").iterdir():
+        file.unlink()  # as if killed before the second round's first checkpoint
+    run("main_train.py", "--resume", "--save_dir", tmp_path / "parts")
+    same(load_checkpoint(tmp_path / "whole" / "best.pt"), load_checkpoint(tmp_path / "parts" / "best.pt"))
+
+
+def test_a_run_explains_itself(trained):
+    facts = json.loads((trained / "run.json").read_text())
+    assert {"command", "flags", "git", "versions", "device", "inputs", "data"} <= set(facts)
+    assert facts["inputs"]["ann_path"]["sha256"] and facts["data"]["splits"]["train"]["studies"] > 0
+    log = [json.loads(line) for line in open(trained / "log.jsonl")]
+    epoch = next(row for row in log if row["event"] == "epoch")
+    assert {"train/ce", "train/loss", "wait", "studies_per_s", "lr/extractor", "lr/rest"} <= set(epoch)
+    assert not any("test" in key for row in log for key in row)
+
+
+def test_a_folder_belongs_to_one_run(mini, trained):
+    done = train(mini, trained, "--no-gid", code=2)
+    assert "already holds a run" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_score_and_new_picture(mini, trained):
+    """main_test.py needs only the checkpoint: flags, words and knowledge come from it; a second run says the same."""
+    done = run("main_test.py", "--load", trained / "best.pt", code=2)
+    assert "--oracle_labels" in done.stderr
+    run("main_test.py", "--load", trained / "best.pt", "--batch_size", "3", "--protocols", "r2gen", "--oracle_labels")
+    first = (trained / "predictions_test.csv").read_bytes()
+    metrics = json.loads((trained / "metrics_test.json").read_text())
+    assert metrics["oracle_labels"] is True
+    assert metrics["metrics"]["studies"] == metrics["studies_listed"] > 0
+    assert metrics["metrics"]["constant/r2gen/BLEU_4"] > 0
+    run("main_test.py", "--load", trained / "best.pt", "--batch_size", "16", "--protocols", "r2gen", "--oracle_labels")
+    assert (trained / "predictions_test.csv").read_bytes() == first
+    picture = next((mini / "data" / "images").glob("*/0.png"))
+    done = run("main_test.py", "--load", trained / "best.pt", "--image", picture, code=2)
+    assert "carries no DiagnosisBot" in done.stderr
+
+
+def test_kill_during_a_save_leaves_the_old_checkpoint(tmp_path):
+    """A process that only saves, killed with SIGKILL in the middle of a save."""
+    path = tmp_path / "last.pt"
+    script = (
+        "import sys, torch; from pathlib import Path; from modules.checkpoint import save_checkpoint\n"
+        "content = {'flags': {}, 'tokenizer': {}, 'model': {'w': torch.randn(3_000_000)}, 'epoch': 0}\n"
+        "while True:\n"
+        "    content['epoch'] += 1\n"
+        "    save_checkpoint(Path(sys.argv[1]), content)\n"
+        "    print(content['epoch'], flush=True)\n"
+    )
+    for delay in (0.0, 0.004, 0.011, 0.02):
+        saver = subprocess.Popen(
+            [sys.executable, "-c", script, str(path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": "."},
+        )
+        for _ in range(3):
+            saver.stdout.readline()
+        time.sleep(delay)
+        saver.send_signal(signal.SIGKILL)
+        saver.wait()
+        content = load_checkpoint(path)
+        assert content["epoch"] >= 3 and content["model"]["w"].shape == (3_000_000,)
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    """/dev/full stands for the full disk: every write to it fails as on one."""
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"model": {"w": torch.ones(3)}})
+    before = path.read_bytes()
+
+    def fill(temporary):
+        temporary.symlink_to("/dev/full")
+        torch.save({"w": torch.zeros(10)}, temporary)
+
+    with pytest.raises(InputError, match="cannot write .* MiB are free"):
+        write_atomic(path, fill)
+    assert path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["last.pt"]
+
+
+def test_a_loss_that_is_not_finite_names_the_studies(mini, tmp_path):
+    done = train(mini, tmp_path / "run", "--no-gid", "--lr_ed", "1e30", "--clip_norm", "0", code=2)
+    assert "the loss is not finite" in done.stderr and "MINI" in done.stderr
