@@ -107,7 +107,6 @@ def parse(argv: list[str] | None, job: Job) -> argparse.Namespace:
         ("out", str, f"file to write [<knowledge_dir>/{job.file}]"),
         ("backbone_weights", str, "start: imagenet, none (random, said in a warning), or a weight file [imagenet]"),
         ("image_size", flags.positive_int, f"side of the picture in pixels [{default['image_size']}]"),
-        ("start_size", flags.positive_int, "side in the first epochs, growing to --image_size in the last: faster [image_size]"),
         ("epochs", flags.positive_int, f"passes over the training studies [{default['epochs']}]"),
         ("batch_size", flags.positive_int, f"pictures per step [{default['batch_size']}]"),
         ("lr", flags.positive_float, f"highest learning rate: a tenth of the run warms up, a cosine falls [{default['lr']}]"),
@@ -130,11 +129,10 @@ def parse(argv: list[str] | None, job: Job) -> argparse.Namespace:
     typed = vars(parser.parse_args(argv))
     names = tuple(name for group in SHARED.values() for name in group)
     own = {"labels": None, "out": None, "overwrite": False, "uncertain": "positive", "backbone_weights": "imagenet",
-           "start_size": None, "augment": "light", "pos_weight_cap": 4.0, "eval_split": "val", "bootstrap": 1000, "cache_gb": 4.0}  # fmt: skip
+           "augment": "light", "pos_weight_cap": 4.0, "eval_split": "val", "bootstrap": 1000, "cache_gb": 4.0}  # fmt: skip
     args = with_defaults(typed, names, own | default, job.presets)
     args.labels = args.labels or str(Path(args.data_dir) / "labels.csv")
     args.out = args.out or str(Path(args.knowledge_dir) / job.file)
-    args.start_size = min(args.start_size or args.image_size, args.image_size)
     return args
 
 
@@ -399,7 +397,7 @@ def open_classifier_data(args, job: Job) -> ClassifierData:
 
 
 # what a training result depends on, beside pictures and labels; device and caching are left out on purpose
-INPUT_FLAGS = ("dataset_name", "uncertain", "backbone", "backbone_weights", "image_size", "start_size", "augment", "epochs", "batch_size",
+INPUT_FLAGS = ("dataset_name", "uncertain", "backbone", "backbone_weights", "image_size", "augment", "epochs", "batch_size",
                "lr", "weight_decay", "pos_weight_cap", "precision", "seed")  # fmt: skip
 
 
@@ -416,13 +414,6 @@ def _picture_hash(studies: list[Study], image_dir) -> str:
 def rate(done: float) -> float:
     """Share of the highest learning rate at `done` in 0..1: a tenth of warm-up, then a cosine down to 0."""
     return done / 0.1 if done < 0.1 else 0.5 + 0.5 * float(np.cos(np.pi * (done - 0.1) / 0.9))
-
-
-def epoch_size(start: int, full: int, epoch: int, epochs: int) -> int:
-    """Side of the training pictures in an epoch (from 0): late growth from `start` to `full` in steps of 32 pixels."""
-    if epoch + 1 >= epochs:
-        return full
-    return min(start + int((full - start) * (epoch / (epochs - 1)) ** 2) // 32 * 32, full)
 
 
 class ClassifierTrainer:
@@ -492,15 +483,12 @@ class ClassifierTrainer:
         order, count = draw.permutation(len(pictures)), -(-len(pictures) // args.batch_size)
         draws = torch.from_numpy(draw.uniform(-1, 1, (len(pictures), 6)).astype(np.float32))
         groups = np.array_split(order, count)  # sizes differ by one at most: no batch of one picture at the end
-        side = epoch_size(args.start_size, args.image_size, self.epoch, args.epochs)
         self.bot.train()
         total = 0.0
         batches = pictures.batches(groups, args.num_workers)
         bar = tqdm(batches, total=count, desc=f"epoch {self.epoch + 1}", leave=False, mininterval=1)
         for step, (group, pixels) in enumerate(zip(groups, bar)):
             shapes = normalised(pixels.to(self.device))
-            if side < args.image_size:
-                shapes = F.interpolate(shapes, (side, side), mode="bilinear", antialias=True)
             if args.augment == "light":
                 shapes = augmented(shapes, draws[group].to(self.device))
             for part in self.optimizer.param_groups:
@@ -616,11 +604,18 @@ def run(argv: list[str] | None, job: Job) -> None:
     evaluate(args, job, data, device, out, scores)
 
 
+def partial_of(out: Path) -> Path:
+    """Where the training state of an unfinished `out` lies."""
+    return out.with_name(f"{out.name}.partial.pt")
+
+
 def already_there(out: Path, inputs: dict) -> bool:
     """True when `out` was made from these inputs, False when nothing stands there; InputError for anything else."""
     if not out.exists():
         return False
     manifest = read_manifest(out) or {}
+    if not manifest and partial_of(out).is_file():
+        return False  # killed between the writing of the file and of its manifest: the training state finishes it
     if "inputs" not in manifest or manifest.get("sha256") != sha256(out):
         raise InputError(f"--out {out} stands there already and is no file of this command; pass --overwrite or another --out")
     changed = differences(manifest["inputs"], inputs)
@@ -635,9 +630,7 @@ def train(args, job: Job, data: ClassifierData, device, out: Path) -> None:
     seed_everything(args.seed, deterministic=False)
     bot = DiagnosisBot(args.backbone, CHEXPERT_14, [0.5] * len(CHEXPERT_14), side=args.image_size)
     bot.classifier.load_imagenet(args.backbone_weights, weights_dir=args.weights_dir, offline=args.offline)
-    partial = out.with_name(f"{out.name}.partial.pt")
-    if args.overwrite and out.exists():
-        partial.unlink(missing_ok=True)
+    partial = partial_of(out)
     trainer = ClassifierTrainer(bot, data, args=args, device=device, partial=partial)
     facts = trainer.fit()
     for label, note in facts["threshold_notes"].items():

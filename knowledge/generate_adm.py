@@ -102,6 +102,7 @@ def pictures_of(args) -> list[str]:
             shown = [f"  {name}: {reason}" for name, reason in list(broken.items())[:20]]
             more = [f"  ... and {len(broken) - 20} more"] if len(broken) > 20 else []
             print("\n".join([f"{len(broken)} broken studies are skipped:", *shown, *more]))
+        problems.check(any(studies.values()), "every study is broken")
     problems.stop_if_any()
     listed = [picture for rows in studies.values() for study in rows for picture in study.pictures[: args.max_views]]
     return list(dict.fromkeys(listed))

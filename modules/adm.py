@@ -32,10 +32,8 @@ def apply_mask(picture: Image.Image, mask: np.ndarray, *, theta: float, gamma: f
         return picture
     if mask.shape != (picture.height, picture.width):
         mask = np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST))
-    pixels = np.asarray(picture)
-    inside = pixels if beta == 1 else np.clip(beta * pixels, 0, 255).astype(np.uint8)
-    outside = np.clip(gamma * pixels, 0, 255).astype(np.uint8)
-    return Image.fromarray(np.where(mask[:, :, None], inside, outside))
+    scaled_pixels = np.asarray(picture) * np.where(mask, float(beta), float(gamma))[:, :, None]
+    return Image.fromarray(np.clip(scaled_pixels, 0, 255).astype(np.uint8))
 
 
 def scaled(maps: torch.Tensor) -> torch.Tensor:

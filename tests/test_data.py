@@ -1,0 +1,214 @@
+"""Readers, checks, pictures and batches."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.batches import StudyDataset, collate, make_loader
+from data.pictures import Augmentation, open_picture, picture_problem, square, to_tensor
+from data.studies import Study, card_text, check_studies, data_card, read_annotation, without_broken
+from modules.adm import MaskTree, apply_mask, open_masks
+from modules.errors import InputError, Problems
+from modules.tokenizer import Tokenizer
+
+
+def picture(path, side=40, shade=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = (
+        np.random.RandomState(len(str(path))).randint(0, 255, (side, side + 8), np.uint8) if shade is None else shade
+    )
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def annotation(tmp_path):
+    """Six studies, five of them broken in five ways."""
+    images = tmp_path / "images"
+    rows = []
+    for name, report in (
+        ("fine", "The lungs are clear."),
+        ("cut", "Clear."),
+        ("gone", "Clear."),
+        ("mute", " . "),
+        ("bare", "Clear."),
+    ):
+        pictures = [] if name == "bare" else [f"{name}/0.jpg"]
+        if pictures and name != "gone":
+            picture(images / pictures[0], side=200)
+        rows.append({"id": name, "report": report, "image_path": pictures})
+    whole = (images / "cut/0.jpg").read_bytes()
+    (images / "cut/0.jpg").write_bytes(whole[: len(whole) // 2])
+    twin = {"id": "twin", "report": "Clear.", "image_path": ["fine/0.jpg"]}
+    path = tmp_path / "annotation.json"
+    path.write_text(json.dumps({"train": [*rows, twin], "val": [twin], "test": []}))
+    return path
+
+
+@pytest.mark.parametrize("depth", ["full", "quick"])
+def test_every_broken_study_is_listed_once(annotation, depth):
+    studies = read_annotation(annotation)
+    settings = {"cleaning": "iu_xray", "max_views": 2, "progress": False}
+    broken = check_studies(studies, annotation.parent / "images", depth=depth, **settings)
+    assert set(broken) == {"cut", "gone", "mute", "bare", "twin"}
+    assert "no picture" in broken["gone"] and "empty report" in broken["mute"] and "2 times" in broken["twin"]
+    problems = Problems()
+    assert without_broken(studies, broken, skip=False, problems=problems) == studies
+    with pytest.raises(InputError) as message:
+        problems.stop_if_any()
+    assert all(name in str(message.value) for name in broken) and "--skip_broken" in str(message.value)
+    left = without_broken(studies, broken, skip=True, problems=Problems())
+    assert [study.id for study in left["train"]] == ["fine"] and left["val"] == []
+    card = data_card(left, broken, name="made", ann_path=annotation, max_views=2)
+    assert card["splits"]["train"]["studies"] == 1 and len(card["skipped"]) == 5
+    assert "broken and skipped: 5" in card_text(card)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("{", "not a JSON file"),
+        ("[]", "annotation format"),
+        ('{"train": [{"id": 1}], "val": [], "test": []}', "train row 0"),
+    ],
+)
+def test_annotations_that_are_none(tmp_path, content, text):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(InputError, match=text):
+        read_annotation(tmp_path / "a.json")
+
+
+def test_sixteen_bit_and_gray_pictures(tmp_path):
+    deep = np.linspace(0, 65535, 100 * 100).reshape(100, 100).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    shallow = np.asarray(open_picture(tmp_path / "deep.png"))
+    assert shallow.shape == (100, 100, 3) and shallow.min() == 0 and shallow.max() == 255
+    np.testing.assert_allclose(shallow[:, :, 0], deep / 257, atol=1)
+
+
+def test_dicom(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    pixels = np.linspace(0, 4095, 64 * 48).reshape(64, 48).astype(np.uint16)
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, "1.2.840.10008.5.1.4.1.1.1"
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    record = FileDataset(str(tmp_path / "x.dcm"), {}, file_meta=meta, preamble=b"\0" * 128)
+    record.Rows, record.Columns, record.BitsAllocated, record.BitsStored, record.HighBit = 64, 48, 16, 12, 11
+    record.SamplesPerPixel, record.PixelRepresentation, record.PhotometricInterpretation = 1, 0, "MONOCHROME1"
+    record.PixelData = pixels.tobytes()
+    record.save_as(tmp_path / "x.dcm", enforce_file_format=True)
+    found = np.asarray(open_picture(tmp_path / "x.dcm"))[:, :, 0]
+    np.testing.assert_allclose(found, 255 - pixels / 4095 * 255, atol=1)  # bright means low
+    (tmp_path / "y.dcm").write_bytes(b"no picture")
+    assert "y.dcm cannot be read" in picture_problem(tmp_path / "y.dcm", "full")
+
+
+def test_views_are_augmented_as_named(tmp_path):
+    one = open_picture(picture(tmp_path / "a.png", 60))
+    twice = Augmentation("aligned")([one, one], random.Random(1))
+    assert twice[0].tobytes() == twice[1].tobytes() != one.tobytes()
+    apart = Augmentation("released")([one, one], random.Random(2))
+    assert apart[0].tobytes() != apart[1].tobytes()
+    assert Augmentation("none")([one], random.Random(1))[0] is one
+
+
+def dataset(folder, **changes):
+    studies = [Study(f"s{n}", "clear", tuple(f"s{n}/{v}.png" for v in range(1 + n % 2)), "train") for n in range(6)]
+    for study in studies:
+        for path in study.pictures:
+            picture(folder / path)
+    settings = {"needs": {"images", "tokens"}, "image_size": 32, "max_views": 2, "augment": "released", "seed": 4}
+    return StudyDataset(studies, folder, tokens_of=lambda report: [1, 5, 2, 0], **{**settings, **changes})
+
+
+def test_a_study_looks_the_same_whoever_loads_it(tmp_path):
+    made = dataset(tmp_path)
+    made.epoch = 3
+    alone = {item["id"]: item["images"] for item in (made[n] for n in range(6))}
+    for workers in (0, 2):
+        for batch in make_loader(made, batch_size=4, num_workers=workers, shuffle=True):
+            for row, name in enumerate(batch.ids):
+                for view, expected in enumerate(alone[name]):
+                    assert torch.equal(batch.images[row, view], expected)
+    made.epoch = 4
+    assert not torch.equal(made[0]["images"][0], alone["s0"][0])
+
+
+def test_views_are_filled_up_and_masked(tmp_path):
+    batch = collate([dataset(tmp_path)[n] for n in range(4)])
+    assert batch.images.shape == (4, 2, 3, 32, 32) and batch.tokens.shape == (4, 4)
+    assert batch.view_mask.tolist() == [[True, False], [True, True]] * 2
+    assert (batch.images[0, 1] == 0).all()
+
+
+def test_epochs_have_their_own_order(tmp_path):
+    made = dataset(tmp_path)
+    orders = []
+    for epoch in (0, 1, 0):
+        made.epoch = epoch
+        orders.append(
+            [name for batch in make_loader(made, batch_size=2, num_workers=0, shuffle=True) for name in batch.ids]
+        )
+    assert orders[0] == orders[2] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+
+
+def test_mask_rule():
+    """beta inside, gamma outside, whole values; a small mask leaves the picture alone."""
+    one = Image.fromarray(np.full((10, 10, 3), 201, np.uint8))
+    mask = np.zeros((10, 10), bool)
+    mask[:5] = True
+    found = np.asarray(apply_mask(one, mask, theta=0.4, gamma=0.4))
+    assert (found[:5] == 201).all() and (found[5:] == 80).all()  # 0.4 * 201 = 80.4
+    assert apply_mask(one, mask, theta=0.5, gamma=0.4) is one
+    assert (np.asarray(apply_mask(one, mask, theta=0.4, gamma=0.4, beta=2))[:5] == 255).all()
+    half = np.asarray(apply_mask(one, mask[::2, ::2], theta=0.4, gamma=0))  # a mask of another size is resized
+    assert (half[:5] == 201).all() and (half[6:] == 0).all()
+
+
+def test_the_authors_mask_tree(tmp_path):
+    (tmp_path / "s1").mkdir()
+    np.save(tmp_path / "s1" / "0.npy", np.eye(300, dtype=bool))
+    tree = open_masks(tmp_path)
+    assert isinstance(tree, MaskTree) and tree.has("s1/0.png") and not tree.has("s2/0.png")
+    assert tree.get("s1/0.jpg").sum() == 300
+    np.save(tmp_path / "s1" / "1.npy", np.zeros((300, 300), np.float32))
+    with pytest.raises(InputError, match="boolean"):
+        tree.get("s1/1.png")
+    with pytest.raises(InputError, match="no ADM masks"):
+        open_masks(tmp_path / "none")
+
+
+def test_tokenizer():
+    tokenizer = Tokenizer.build(
+        ["The heart is big. The heart is.", "Heart 1015"], cleaning="iu_xray", threshold=2, strip=["1015"]
+    )
+    assert tokenizer.words == sorted({".", "the", "heart", "is", "<unk>"}) and tokenizer.vocab_size == 8
+    ids = tokenizer.encode("The heart was.")
+    assert ids[0] == 1 and ids[-1] == 2 and tokenizer.decode(ids) == "the heart <unk> ."
+    assert tokenizer.decode([*ids, 4, 5]) == "the heart <unk> .", "nothing after the end mark is kept"
+    assert len(tokenizer.encode_padded("The heart.", 12)) == 12 and tokenizer.encode_padded("heart " * 50, 12)[-1] != 2
+    family = Tokenizer(tokenizer.words, cleaning="iu_xray", padding=0, begin=0, end=0)
+    assert family.vocab_size == 6 and family.decode(family.encode("the heart")[1:]) == "the heart ."
+    assert Tokenizer.from_state_dict(tokenizer.state_dict()).fingerprint == tokenizer.fingerprint != family.fingerprint
+
+
+@pytest.mark.shared
+def test_iu_vocabulary_equals_the_released_one(shared):
+    from models.ekagen import STRIPPED_WORDS
+
+    reports = [row["report"] for row in json.loads((shared / "iu_xray" / "annotation.json").read_text())["train"]]
+    tokenizer = Tokenizer.build(reports, cleaning="iu_xray", threshold=3, strip=STRIPPED_WORDS)
+    assert tokenizer.ids == json.loads((shared / "parity" / "ekagen" / "iu_vocabulary.json").read_text())
+    assert tokenizer.vocab_size == 760
+
+
+def test_normalisation():
+    gray = square(Image.new("RGB", (10, 20), (124, 116, 104)), 8)
+    assert to_tensor(gray).shape == (3, 8, 8) and to_tensor(gray).abs().max() < 0.02
