@@ -9,6 +9,7 @@ from pathlib import Path
 from data.batches import make_loader
 from data.prepare import make_dataset, open_data
 from data.studies import card_text
+from knowledge import from_scratch
 from knowledge.diagnose import diagnose_studies, optional_parts
 from models import SYSTEMS, system_module
 from modules.artefact import write_atomic
@@ -45,6 +46,8 @@ def main(argv=None) -> None:
     args = read_flags(argv)
     device = choose_device(args.device)
     seed_everything(args.seed, args.deterministic)
+    if args.from_scratch and not args.dry_run and args.resume is None:
+        from_scratch.prepare(args)
     module, problems = system_module(args.model), Problems()
     module.check(args, problems, training=True)
     DecodingSettings.from_flags(args)  # refuses what does not go together

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from modules.artefact import make_manifest, manifest_path, sha256, write_atomic, write_json
+from modules.artefact import make_manifest, manifest_path, read_manifest, sha256, write_atomic, write_json
 from modules.errors import InputError, Problems, entry
 from modules.labeler import UNCERTAIN_RULES, VERSION, label_report, label_reports, label_values
 from modules.labels import CHEXPERT_14, NO_FINDING, read_label_table, write_label_table
@@ -60,17 +60,20 @@ def read_reports(path: str | Path) -> list[tuple[str, str, str]]:
 def label_annotation(ann_path: str, out: str, uncertain: str, phrases: str | None) -> None:
     """Write the label table of an annotation, its manifest, and on request the deciding phrases."""
     rows = read_reports(ann_path)
+    made_from = {"labeler": VERSION, "uncertain": uncertain, "source_sha256": sha256(ann_path)}
+    old = read_manifest(out) if Path(out).is_file() else None
+    if old and made_from.items() <= old.items() and old["table_sha256"] == sha256(out) and not phrases:
+        print(f"{out} is there and was made from these reports: kept")
+        return
     mentions = [label_report(report) for _, _, report in rows]
     table = [(split, name, label_values(found, uncertain)) for (split, name, _), found in zip(rows, mentions)]
     write_label_table(out, table)
     positives = {label: sum(values[i] == 1 for _, _, values in table) for i, label in enumerate(CHEXPERT_14)}
     manifest = make_manifest(
         "report labels",
-        labeler=VERSION,
-        uncertain=uncertain,
+        **made_from,
         labels=list(CHEXPERT_14),
         source=str(ann_path),
-        source_sha256=sha256(ann_path),
         table_sha256=sha256(out),
         studies={split: sum(row[0] == split for row in rows) for split in SPLITS},
         positives=positives,

@@ -17,9 +17,12 @@ def test_a_preset_sets_defaults_and_a_typed_flag_wins():
 
 def test_published_numbers_are_the_defaults():
     args = parse([], "train", systems=NAMES)
-    published = {"visual_extractor": "resnet101", "image_size": 300, "d_model": 256, "num_layers": 6, "d_ff": 2048, "batch_size": 8,
-                 "epochs": 50, "lr_ve": 1e-5, "lr_ed": 1e-4, "weight_decay": 1e-4, "step_size": 20, "lr_gamma": 0.1, "clip_norm": 0.1,
-                 "seed": 42, "theta": 0.4, "gamma": 0.4, "beta": 1.0, "delta": 0.01, "temperature": 4.0, "threshold": 3}  # fmt: skip
+    published = {
+        "visual_extractor": "resnet101", "image_size": 300, "d_model": 256, "num_layers": 6, "d_ff": 2048, "batch_size": 8,
+        "epochs": 50, "lr_ve": 1e-5, "lr_ed": 1e-4, "weight_decay": 1e-4, "step_size": 20, "lr_gamma": 0.1,
+        "clip_norm": 0.1, "seed": 42, "theta": 0.4, "gamma": 0.4, "beta": 1.0, "delta": 0.01, "temperature": 4.0,
+        "threshold": 3,
+    }  # fmt: skip
     assert {name: getattr(args, name) for name in published} == published
 
 

@@ -1,0 +1,71 @@
+"""Everything that training needs beside pictures and reports, built in order: `main_train.py --from_scratch`.
+
+Each step is a command of its own and may be run alone; a step whose result is there and was made from the same inputs is
+kept, a killed one goes on where it was. All results lie in --knowledge_dir.
+"""
+
+import time
+from pathlib import Path
+
+from knowledge import build_base, generate_adm, label_reports, train_adm_classifier, train_diagnosisbot
+
+PLACES = ("dataset_name", "data_dir", "ann_path", "image_dir", "knowledge_dir")
+CHECKS = ("picture_check", "num_workers", "device")
+MODEL = ("model", "max_seq_length", "d_model", "threshold", "cleaning", "seed")
+
+
+def words(args, names: tuple[str, ...], **more) -> list[str]:
+    """Flags as they would be typed; True is a bare flag, None and False are left out."""
+    values = {name: getattr(args, name) for name in names} | more
+    typed = []
+    for name, value in values.items():
+        if value is True:
+            typed.append(f"--{name}")
+        elif value not in (None, False):
+            typed += [f"--{name}", str(value)]
+    return typed
+
+
+def steps(args) -> list[tuple[str, object, list[str]]]:
+    """(what it makes, the command's main, its words), in order; parts that an ablation switches off are left out."""
+    folder = Path(args.knowledge_dir)
+    labels = args.labels_path or str(folder / "labels.csv")
+    weights = {
+        "seed": args.seed,
+        "weights_dir": args.weights_dir,
+        "offline": args.offline,
+        "skip_broken": args.skip_broken,
+    }
+    made = []
+    if not args.labels_path:
+        made.append(
+            ("labels of the reports, by rules", label_reports.main, ["--ann_path", args.ann_path, "--out", labels])
+        )
+    if args.iek and not args.diagnosis_path:
+        bot = words(args, (*PLACES, *CHECKS), labels=labels, out=args.diagnosisbot, backbone=args.bot_backbone,
+                    backbone_weights=args.bot_weights, **weights)  # fmt: skip
+        made.append(("DiagnosisBot: picture to diagnosis", train_diagnosisbot.main, bot))
+    if args.adm:
+        seen = words(args, (*PLACES, *CHECKS), labels=labels, out=args.adm_classifier, backbone=args.adm_backbone,
+                     backbone_weights=args.bot_weights, **weights)  # fmt: skip
+        masks = words(args, (*PLACES, *CHECKS), classifier=args.adm_classifier, rule=args.adm_rule,
+                      max_views=args.max_views, skip_broken=args.skip_broken)  # fmt: skip
+        made.append(("ADM classifier", train_adm_classifier.main, seen))
+        made.append(("ADM masks", generate_adm.main, [*masks, "--out", str(folder / "adm_masks")]))
+    if args.iek:
+        base = words(args, (*PLACES, *MODEL), labels=labels, out=args.knowledge_path)
+        made.append(("knowledge base: expert reports by diagnosis", build_base.main, base))
+    return made
+
+
+def prepare(args) -> None:
+    """Run the steps and say what each does; afterwards the flags point at the results."""
+    todo = steps(args)
+    for number, (what, main, typed) in enumerate(todo, 1):
+        print(f"\n== {number}/{len(todo)} {what}", flush=True)
+        start = time.perf_counter()
+        main(typed)
+        print(f"   {time.perf_counter() - start:.1f} s", flush=True)
+    if args.adm:
+        args.adm_masks = str(Path(args.knowledge_dir) / "adm_masks")
+    print(f"\n== training {args.model}", flush=True)
