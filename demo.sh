@@ -10,7 +10,5 @@ fi
 "$PYTHON" main_train.py --dataset_name miniature --from_scratch --gid_rounds 1 --save_dir "$OUT" \
     $([ -e "$OUT/run.json" ] && echo --resume) "$@"
 "$PYTHON" main_test.py --load "$OUT/best.pt"
-echo
-"$PYTHON" -m benchmarks.show_reports "$OUT/predictions_test.csv"
 PICTURES=$(ls -d data/miniature/images/*/ | tail -1)
 "$PYTHON" main_test.py --load "$OUT/best.pt" --image "${PICTURES}0.png" "${PICTURES}1.png"

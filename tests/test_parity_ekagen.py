@@ -1,8 +1,11 @@
 """EKAGen equals the authors' code: files as a user has them, loaded the way main_test.py and main_train.py load them."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from conftest import run
 from PIL import Image
 from stand_in import FIXTURES, read, write_released_files
 from torch.nn import functional as F
@@ -177,3 +180,30 @@ def test_misfits_are_explained_in_one_message(released, words, tmp_path):
     content["model"]["surprise.weight"] = torch.zeros(1)
     with pytest.raises(InputError, match="surprise.weight"):
         ekagen.load_start(ekagen.build(args, words), content, "iu_weight.pth", args)
+
+
+@pytest.mark.slow
+def test_released_files_through_the_command(released, words, mini, tmp_path):
+    """test_iu.sh with the authors' files: every study written and scored, unknown diagnoses counted."""
+    annotation = json.loads((mini / "data" / "annotation.json").read_text())
+    masks = tmp_path / "images300_array"
+    for row in annotation["test"]:
+        path = (masks / row["image_path"][0]).with_suffix(".npy")
+        path.parent.mkdir(parents=True)
+        np.save(path, np.tri(300, dtype=bool))
+    (tmp_path / "words.json").write_text(json.dumps(words.ids))
+    command = [
+        "main_test.py", "--dataset_name", "iu_xray", "--load", released / "iu_weight.pth", "--data_dir", mini / "data",
+        "--adm_masks", masks, "--diagnosisbot", released / "diagnosisbot.pth", "--knowledge_dir", tmp_path / "made",
+        "--knowledge_path", released / "knowledge_prompt_iu.pkl", "--save_dir", tmp_path / "run", "--protocols", "r2gen",
+        "--max_gen_length", "12", "--num_workers", "0",
+    ]  # fmt: skip
+    done = run(*command, code=2)  # the words of these reports are not IU X-Ray's
+    assert "--vocab_path decide it): the weights have 760, this run" in done.stderr and not (tmp_path / "run").exists()
+    run(*command, "--vocab_path", tmp_path / "words.json")
+    metrics = json.loads((tmp_path / "run" / "metrics_test.json").read_text())
+    assert metrics["metrics"]["studies"] == len(annotation["test"]) == metrics["studies_listed"]
+    assert metrics["knowledge_fallbacks"] == len(annotation["test"]), "five entries, none of these diagnoses"
+    assert metrics["oracle_labels"] is False
+    done = run("main_test.py", "--load", released / "iu_weight.pth", "--image", "x.png", code=2)
+    assert "carries no vocabulary" in done.stderr or "cannot start" in done.stderr
