@@ -73,8 +73,7 @@ def main(argv=None) -> None:
         diagnose_studies(args, data, device)
     reports = [study.report for study in data.studies["train"]]
     tokenizer = module.make_tokenizer(reports, args)
-    carried = {"flags": kept_flags(args), "tokenizer": tokenizer.state_dict(), "data": data.card, "oracle": data.oracle}
-    shared = {"data": data, "tokenizer": tokenizer, "module": module, "device": device, "carried": carried}
+    shared = {"data": data, "tokenizer": tokenizer, "module": module, "device": device}
     with Meteor() as meteor:
         reason = meteor.check()
         if reason:
@@ -90,9 +89,9 @@ def train_rounds(args, folder: Path, log, **shared) -> None:
         train_round(args, folder, log, teacher=args.teacher if args.gid else None, **shared)
         return
     best, best_value = None, None
-    for number in range(args.gid_rounds + 1):  # round 0 has no teacher
+    for number in range(args.gid_rounds + 1):  # round 0 has no teacher: it becomes one
         log.write("round", round=number, teacher=str(best))
-        round_args = copy.copy(args)
+        round_args = shared["module"].teacher_flags(args) if number == 0 else copy.copy(args)
         round_args.resume = "" if (folder / f"round_{number}" / "last.pt").is_file() else None
         path, value = train_round(round_args, folder / f"round_{number}", log, teacher=best, **shared)
         if best_value is None or (value is not None and value > best_value):
@@ -101,7 +100,7 @@ def train_rounds(args, folder: Path, log, **shared) -> None:
     log.write("rounds", best=str(best), value=best_value)
 
 
-def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, device, carried, meteor):
+def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, device, meteor):
     """One training into `folder`; returns its best checkpoint and the monitored value."""
     folder.mkdir(parents=True, exist_ok=True)
     seed_everything(args.seed, args.deterministic)
@@ -130,7 +129,13 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, de
         scores = score(rows, expected_ids=list(written), protocols=("r2gen",), meteor=meteor)
         return {name: value for name, value in scores.items() if name != "notes"}
 
-    parts = {**module.parts(system), **optional_parts(args)}
+    carried = {
+        "flags": kept_flags(args),
+        "tokenizer": tokenizer.state_dict(),
+        "data": data.card,
+        "oracle": data.oracle,
+        "parts": {**module.parts(system), **optional_parts(args)},
+    }
     trainer = Trainer(
         system,
         make_loader(training, shuffle=True, **settings),
@@ -139,7 +144,7 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, de
         device=device,
         folder=folder,
         log=log,
-        carried={**carried, "parts": parts},
+        carried=carried,
     )
     if args.load:
         module.load_start(system, load_checkpoint(args.load), args.load, args)

@@ -325,6 +325,11 @@ def build(args, tokenizer: Tokenizer, parts: dict | None = None) -> EKAGen:
     )
 
 
+def teacher_flags(args):
+    """The flags of round 0 of distillation: the teacher-to-be is trained and chosen on the view that it will see."""
+    return argparse.Namespace(**{**vars(args), "student_view": args.teacher_view, "eval_view": args.teacher_view})
+
+
 def parts(system: EKAGen) -> dict:
     """What a checkpoint holds beside the weights."""
     return {} if system.knowledge is None else {"knowledge": system.knowledge.state()}
