@@ -191,7 +191,7 @@ def label_vector(findings: list[Finding]) -> dict[str, int]:
 
 
 # The wordings of each statement, the first the commonest: variety that a few hundred reports can teach.
-COMMONNESS = (6, 3, 2, 1)
+COMMONNESS = (12, 3, 2, 1)
 
 POSITIVE = {
     "enlarged heart": (
@@ -327,36 +327,36 @@ def write_report(rng, findings: list[Finding]) -> str:
     said = {label: _positive(rng, group) for label, group in by_label.items()}
 
     short = len(said) > 1                                  # much to tell: fewer optional sentences
-    whole_heart = rng.random() < 0.4
+    whole_heart = rng.random() < 0.25
     optional = {name: rng.random() for name in ("mediastinum", "vessels", "rest", "no others", "bones")}
 
     if "Cardiomegaly" in said:
         heart = [said["Cardiomegaly"]]
-        heart += [_normal(rng, "mediastinum")] * (optional["mediastinum"] < (0.2 if short else 0.6))
+        heart += [_normal(rng, "mediastinum")] * (optional["mediastinum"] < 0.2)
     elif whole_heart:
         heart = [_normal(rng, "heart and mediastinum")]
     else:
-        heart = [_normal(rng, "heart")] + [_normal(rng, "mediastinum")] * (optional["mediastinum"] < 0.6)
+        heart = [_normal(rng, "heart")] + [_normal(rng, "mediastinum")] * (optional["mediastinum"] < 0.2)
 
     lungs = [said[label] for label in ("Edema", "Consolidation", "Lung Opacity", "Lung Lesion", "Atelectasis")
              if label in said]
     if not lungs:
         lungs = [_normal(rng, "lungs")]
-    elif "Edema" not in said and optional["rest"] < 0.5:
+    elif "Edema" not in said and optional["rest"] < 0.3:
         lungs.append(_normal(rng, "rest of the lungs"))
-    if not said and optional["vessels"] < 0.25:
+    if not said and optional["vessels"] < 0.15:
         lungs.insert(0, _normal(rng, "vessels"))
 
     pleura = [said[label] for label in ("Pleural Effusion", "Pneumothorax") if label in said]
     if not pleura:
         pleura = [_normal(rng, "no effusion or pneumothorax")]
-    elif len(pleura) == 1 and optional["no others"] < 0.7:
+    elif len(pleura) == 1 and optional["no others"] < 0.8:
         pleura.append(_normal(rng, "no pneumothorax" if "Pleural Effusion" in said else "no effusion"))
 
     bones = [said["Fracture"]] if "Fracture" in said else \
-        [_normal(rng, "bones")] * (optional["bones"] < (0.5 if short else 0.75))
+        [_normal(rng, "bones")] * (optional["bones"] < (0.3 if short else 0.75))
     devices = [said["Support Devices"]] if "Support Devices" in said else []
-    order = [heart, lungs, pleura] if rng.random() < 0.65 else [lungs, pleura, heart]
+    order = [heart, lungs, pleura] if rng.random() < 0.8 else [lungs, pleura, heart]
     return " ".join(sentence for part in [devices, *order, bones] for sentence in part)
 
 

@@ -27,6 +27,7 @@ from modules.labels import CHEXPERT_14, NO_FINDING, read_label_table
 from modules.safe_pickle import load_pickle
 from modules.tokenizer import Tokenizer
 
+VERSION = 2  # raise it when the same inputs give another base
 BLOCK = 512  # reports embedded at once
 
 
@@ -102,9 +103,8 @@ def embedding_layer(args, tokenizer: Tokenizer) -> tuple[dict, str]:
             )
         return layer, f"checkpoint {sha256(args.embedding)}"
     torch.manual_seed(args.seed)
-    return Embedding(
-        tokenizer.vocab_size, args.max_seq_length, args.d_model, 0.0
-    ).tensors(), f"fresh generator, seed {args.seed}"
+    fresh = Embedding(tokenizer.vocab_size, args.max_seq_length, args.d_model, 0.0)
+    return fresh.tensors(), f"fresh generator, seed {args.seed}"
 
 
 def make_base(args, flags) -> KnowledgeBase:
@@ -120,9 +120,11 @@ def make_base(args, flags) -> KnowledgeBase:
     tokenizer = system_module(flags.model).make_tokenizer([study.report for study in studies], flags)
     flags.seed, flags.embedding = args.seed, args.embedding
     layer, source = embedding_layer(flags, tokenizer)
-    ids = torch.tensor(
-        [tokenizer.encode_padded(study.report, flags.max_seq_length) for study in studies], dtype=torch.int32
-    )
+    # words without marks: position t of the decoder predicts word t, so the expert's word t stands beside it
+    words = [tokenizer.encode(study.report)[1:-1][: flags.max_seq_length] for study in studies]
+    ids = torch.full((len(words), flags.max_seq_length), tokenizer.padding, dtype=torch.int32)
+    for row, numbers in enumerate(words):
+        ids[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.int32)
     found = build(ids, [table[study.id] for study in studies], layer, kind=args.knowledge_key)
     facts = {
         "data_set": flags.dataset_name,
@@ -207,13 +209,14 @@ def main(argv=None) -> None:
         print(show(KnowledgeBase.from_state(content), args.show))
         return
     inputs = {
+        "version": VERSION,
         "annotation_sha256": sha256(flags.ann_path) if Path(flags.ann_path).is_file() else None,
         "labels_sha256": sha256(args.labels) if Path(args.labels).is_file() else None,
         "key": args.knowledge_key, "uncertain": args.uncertain, "embedding": args.embedding or f"seed {args.seed}",
         "shape": [flags.max_seq_length, flags.d_model], "threshold": flags.threshold,
     }  # fmt: skip
     old = read_manifest(out) if out.is_file() else None
-    if old and old.get("inputs") == inputs:
+    if old and old.get("inputs") == inputs and not args.overwrite:
         print(f"{out} is there and was built from these inputs: kept")
         return
     if out.is_file() and not args.overwrite:

@@ -25,6 +25,13 @@ STRIPPED_WORDS = json.loads((Path(__file__).parent / "ekagen_stripped_words.json
 VIEW_FIELD = {"complete": "images", "masked": "masked_images"}
 
 
+def start_small(part: nn.Module) -> None:
+    """Every matrix of the transformer starts xavier-uniform, as DETR's: word and position codes stay small beside content."""
+    for parameter in part.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
 class Embedding(nn.Module):
     """Words with learned positions: ids [B, L] -> [B, L, D]; LayerNorm with BERT's eps 1e-12."""
 
@@ -33,19 +40,25 @@ class Embedding(nn.Module):
         self.word, self.position = nn.Embedding(vocab_size, width), nn.Embedding(positions, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
+        start_small(self)
 
     def forward(self, ids: torch.Tensor, at: int = 0) -> torch.Tensor:
         places = self.position.weight[at : at + ids.shape[1]]
         return self.dropout(self.norm(self.word(ids) + places))
 
-    def tensors(self) -> dict:
-        """The layer as modules.knowledge.embed takes it."""
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The layer's parameters by the names of modules.knowledge.embed."""
         return {
             "word": self.word.weight.detach(),
             "position": self.position.weight.detach(),
             "weight": self.norm.weight.detach(),
             "bias": self.norm.bias.detach(),
         }
+
+    def take(self, layer: dict[str, torch.Tensor]) -> None:
+        """Start from the embedding layer that made a knowledge base."""
+        for name, value in self.tensors().items():
+            value.copy_(layer[name])
 
 
 class Aligner(nn.Module):
@@ -115,6 +128,11 @@ class EKAGen(nn.Module):
         self.temperature = temperature
         self.loss_weights = {"ce": 1.0, "gid": delta}
         self._teacher: list[EKAGen] = []  # in a list: not a submodule, so neither trained nor stored
+        for part in (self.encoder, self.decoder, self.aligners):
+            if part is not None:
+                start_small(part)
+        if knowledge is not None and knowledge.word is not None and knowledge.word.shape[0] == vocab_size:
+            self.embedding.take(knowledge.layer())  # the base was embedded by this very layer
 
     # -- what the Trainer needs ------------------------------------------------------------------------------------
 

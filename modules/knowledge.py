@@ -49,7 +49,11 @@ class KnowledgeBase(nn.Module):
     def _entries(self, rows: torch.Tensor) -> torch.Tensor:
         if self.ids is None:
             return self.entries[rows]
-        return embed(self.ids[rows], {name: getattr(self, name) for name in LAYER})
+        return embed(self.ids[rows], self.layer())
+
+    def layer(self) -> dict[str, torch.Tensor]:
+        """The embedding layer that made this base (ours only)."""
+        return {name: getattr(self, name) for name in LAYER}
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -218,7 +218,12 @@ def _read_state(path: Path) -> dict:
 
 
 def _body_keys(state: dict, name: str) -> dict:
-    """torchvision's key names without the classifier (old DenseNet files number their layers with dots)."""
+    """Key names of the body without the classifier, from torchvision's names or from a classifier of ours.
+
+    Old DenseNet files number their layers with dots.
+    """
+    if name == "efficientnet_lite0":
+        return {key.removeprefix("body."): value for key, value in state.items() if not key.startswith("fc.")}
     if name == "densenet121":
         old = re.compile(
             r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
