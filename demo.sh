@@ -3,12 +3,12 @@
 # student, scores and a report for one picture. No data, GPU or system Java needed. Flags of main_train.py may follow.
 source "$(dirname "$0")/.ci/python.sh"
 OUT=${DEMO_DIR:-results/demo}
-if [ -e "$OUT/run.json" ]; then
-    echo "$OUT holds an earlier demo: going on with it (remove it, and knowledge/miniature, to start anew)"
-fi
+RESUME=$([ -e "$OUT/run.json" ] && echo --resume || true)
+[ -z "$RESUME" ] || echo "going on with the demo in $OUT (remove it and knowledge/miniature to start anew)"
 "$PYTHON" -m data.miniature --out data/miniature
+# the extractor starts from the DiagnosisBot's backbone, which has seen such pictures
 "$PYTHON" main_train.py --dataset_name miniature --from_scratch --gid_rounds 1 --save_dir "$OUT" \
-    $([ -e "$OUT/run.json" ] && echo --resume) "$@"
+    --extractor_weights knowledge/miniature/diagnosisbot.pt $RESUME "$@"
 "$PYTHON" main_test.py --load "$OUT/best.pt"
-PICTURES=$(ls -d data/miniature/images/*/ | tail -1)
-"$PYTHON" main_test.py --load "$OUT/best.pt" --image "${PICTURES}0.png" "${PICTURES}1.png"
+STUDY=$(ls -d data/miniature/images/*/ | tail -1)
+"$PYTHON" main_test.py --load "$OUT/best.pt" --image "${STUDY}0.png"

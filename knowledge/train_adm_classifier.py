@@ -20,7 +20,7 @@ JOB = Job(
         "backbone": "resnet34", "image_size": 300, "epochs": 20, "batch_size": 32, "lr": 3e-4, "weight_decay": 0.05,
     },
     presets={
-        "miniature": {"backbone": "efficientnet_lite0", "image_size": 192, "epochs": 4, "batch_size": 16, "lr": 2e-3},
+        "miniature": {"backbone": "efficientnet_lite0", "image_size": 192, "epochs": 3, "batch_size": 16, "lr": 2e-3},
         "mimic_cxr": {"epochs": 5, "batch_size": 64, "num_workers": 8, "picture_check": "quick"},
     },
 )  # fmt: skip

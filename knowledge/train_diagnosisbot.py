@@ -20,7 +20,7 @@ JOB = Job(
         "backbone": "swin_t", "image_size": 224, "epochs": 20, "batch_size": 32, "lr": 1e-4, "weight_decay": 0.05,
     },
     presets={
-        "miniature": {"backbone": "efficientnet_lite0", "image_size": 128, "epochs": 5, "batch_size": 16, "lr": 2e-3},
+        "miniature": {"backbone": "efficientnet_lite0", "image_size": 128, "epochs": 4, "batch_size": 16, "lr": 2e-3},
         "mimic_cxr": {"epochs": 5, "batch_size": 64, "num_workers": 8, "picture_check": "quick"},
     },
 )  # fmt: skip

@@ -11,7 +11,7 @@ def make_optimizer(groups: dict[str, list], args) -> torch.optim.Optimizer:
         for name, parameters in groups.items()
         if parameters
     ]
-    return torch.optim.AdamW(rows, lr=args.lr_ed, weight_decay=args.weight_decay)
+    return torch.optim.AdamW(rows, lr=args.lr_ed, weight_decay=args.weight_decay, fused=True)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, args):

@@ -1,0 +1,60 @@
+"""One command builds labels, DiagnosisBot, masks and base, keeps them on a rerun, and its checkpoint serves a new picture."""
+
+import json
+
+import pytest
+from conftest import TINY_MODEL, run
+
+from knowledge.from_scratch import steps
+from models import SYSTEMS
+from modules.flags import parse
+
+
+@pytest.fixture(scope="module")
+def whole(mini, tmp_path_factory):
+    """A tiny run with every part: ADM, IEK, one round of distillation."""
+    folder = tmp_path_factory.mktemp("scratch")
+    flags = ["--dataset_name", "miniature", "--data_dir", mini / "data", "--knowledge_dir", folder / "made", *TINY_MODEL,
+             "--bot_backbone", "resnet18", "--adm_backbone", "resnet18", "--bot_weights", "none", "--max_views", "2"]  # fmt: skip
+    done = run("main_train.py", *flags, "--from_scratch", "--gid_rounds", "1", "--epochs", "1", "--save_dir", folder / "run")
+    return folder, flags, done
+
+
+@pytest.mark.slow
+def test_steps_are_said_and_kept(whole):
+    folder, flags, done = whole
+    for number in range(1, 6):
+        assert f"== {number}/5" in done.stdout
+    again = run("main_train.py", *flags, "--from_scratch", "--no-gid", "--epochs", "1", "--save_dir", folder / "again")
+    assert again.stdout.count("kept") >= 3
+    for file in ("labels.csv", "diagnosisbot.pt", "adm_classifier.pt", "base.pt"):
+        manifest = json.loads((folder / "made" / f"{file}.json").read_text())
+        assert manifest["what"] and manifest["date"]
+    masks = json.loads((folder / "made" / "adm_masks" / "manifest.json").read_text())
+    assert masks["what"] == "adm masks"
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_enough_for_a_new_picture(whole, mini, tmp_path):
+    """Report, probabilities and expert report, in another folder, with no annotation in sight."""
+    folder, _, _ = whole
+    study = next((mini / "data" / "images").iterdir())
+    from conftest import ROOT
+
+    words = [ROOT / "main_test.py", "--load", folder / "run" / "best.pt", "--image", study / "0.png", study / "1.png"]
+    done = run(*words, cwd=tmp_path)
+    for text in ("report:", "diagnosis:", "Cardiomegaly", "expert report MINI", "not for clinical use"):
+        assert text in done.stdout
+    assert run(*words, cwd=tmp_path).stdout == done.stdout and not list(tmp_path.iterdir())
+    wrong = run(*words[:-2], tmp_path / "none.png", cwd=tmp_path, code=2)
+    assert "no picture" in wrong.stderr
+
+
+def test_an_ablation_builds_only_what_it_needs():
+    def names(*flags):
+        return [what.split(":")[0] for what, _, _ in steps(parse(list(flags), "train", systems=tuple(SYSTEMS)))]
+
+    assert len(names()) == 5
+    assert names("--no-adm") == ["labels of the reports, by rules", "DiagnosisBot", "knowledge base"]
+    assert "DiagnosisBot" not in names("--no-iek") and "ADM masks" in names("--no-iek")
+    assert names("--labels_path", "mine.csv", "--no-adm", "--no-iek") == []
