@@ -107,7 +107,7 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, de
     system = module.build(args, tokenizer)
     module.load_pretrained(system, args)
     if teacher:
-        system.set_teacher(module.load_teacher(args, tokenizer, teacher))
+        module.attach_teacher(system, args, tokenizer, teacher)
     trained = sum(p.numel() for group in system.parameter_groups().values() for p in group)
     log.write("system", model=args.model, words=tokenizer.vocab_size, trained_parameters=trained, teacher=str(teacher))
 

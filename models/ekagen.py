@@ -359,6 +359,14 @@ def load_pretrained(system: EKAGen, args) -> None:
     load_backbone(system.extractor.body, args.visual_extractor, args.extractor_weights, **where)
 
 
+def attach_teacher(system: EKAGen, args, tokenizer: Tokenizer, path) -> None:
+    """Distil `system` from the weights at `path`; with --student_start teacher it also starts from them."""
+    teacher = load_teacher(args, tokenizer, path)
+    if args.student_start == "teacher":
+        load_weights(system, teacher.state_dict(), f"--student_start teacher: {path}")
+    system.set_teacher(teacher)
+
+
 def load_teacher(args, tokenizer: Tokenizer, path) -> EKAGen:
     """A teacher for this run: a checkpoint of ours or the authors' *_t_model.pth; same words, any size of ours."""
     content = load_checkpoint(path)

@@ -132,6 +132,7 @@ FLAGS = (
     Flag("ekagen", "temperature", positive_float, 4.0, "temperature of the distillation", of=TRAIN, keep="default"),
     Flag("ekagen", "teacher", str, None, "teacher checkpoint: ours or the authors' *_t_model.pth", of=TRAIN),
     Flag("ekagen", "gid_rounds", natural, 0, "train the teacher here: round 0 without distillation, then this many students", of=TRAIN),
+    Flag("ekagen", "student_start", str, "fresh", "weights a student starts from: fresh (ImageNet and random), or its teacher's", of=TRAIN, choices=("fresh", "teacher")),
     Flag("ekagen", "view_preset", str, "paper", "which picture goes where; sets the three flags below", keep="default", choices=tuple(VIEW_PRESETS)),
     Flag("ekagen", "teacher_view", str, None, "picture the teacher sees [by --view_preset]", of=TRAIN, keep="default", choices=VIEWS),
     Flag("ekagen", "student_view", str, None, "picture the student is trained on [by --view_preset]", of=TRAIN, keep="default", choices=VIEWS),
@@ -187,7 +188,7 @@ PRESETS: dict[tuple[str, str], dict] = {
     ("ekagen", "miniature"): {
         "visual_extractor": "efficientnet_lite0", "image_size": 128, "d_model": 128, "d_ff": 512, "num_layers": 2,
         "max_seq_length": 64, "max_gen_length": 63, "batch_size": 8, "epochs": 8, "lr_ve": 3e-4, "lr_ed": 1e-3,
-        "step_size": 6, "clip_norm": 1.0,
+        "step_size": 6, "clip_norm": 1.0, "student_start": "teacher",
     },
     ("ekagen", "custom"): {},
 }  # fmt: skip
