@@ -7,7 +7,7 @@ import torch
 from data.batches import collate
 from data.pictures import diagnosis_tensor, open_picture, square, to_tensor
 from knowledge.diagnose import open_bot
-from modules.adm import SIDE, apply_mask, classifier_mask
+from modules.adm import SIDE, apply_mask, classifier_masks
 from modules.checkpoint import is_ours
 from modules.decoding import write_reports
 from modules.diagnosisbot import DiagnosisBot, load_diagnosisbot
@@ -78,7 +78,8 @@ def _masked(args, parts, originals, result, device):
     views = []
     rule = {"theta": args.theta, "gamma": args.gamma, "beta": args.beta}
     for picture in originals:
-        mask = classifier_mask(classifier.to(device), square(picture, SIDE), rule=args.adm_rule)
+        seen = diagnosis_tensor(square(picture, SIDE), classifier.side)[None].to(device)
+        mask = classifier_masks(classifier.to(device), seen, args.adm_rule)[0].cpu().numpy()
         views.append(to_tensor(apply_mask(square(picture, args.image_size), mask, **rule)))
     return views
 

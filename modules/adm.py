@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from data.pictures import diagnosis_tensor
 from modules.artefact import read_manifest
 from modules.diagnosisbot import DiagnosisBot
 from modules.errors import InputError
@@ -91,12 +90,6 @@ def classifier_masks(bot: DiagnosisBot, pictures: torch.Tensor, rule: str, side:
     """ADM masks [N, side, side] of pictures [N, 3, S, S]: the masks of the diagnosed labels joined; none: empty."""
     maps, chances = gradcam(bot, pictures, side)
     return (masks_of(maps, rule) & (bot.diagnose(chances) > 0)[:, :, None, None]).any(1)
-
-
-def classifier_mask(bot: DiagnosisBot, picture: Image.Image, rule: str) -> np.ndarray:
-    """The ADM mask of one picture (already square), bool [h, w]."""
-    tensor = diagnosis_tensor(picture, bot.side)[None].to(bot.thresholds.device)
-    return classifier_masks(bot, tensor, rule)[0].cpu().numpy()
 
 
 class MaskStore:

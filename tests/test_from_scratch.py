@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import TINY_MODEL, run
+from conftest import ROOT, TINY_MODEL, run
 
 from knowledge.from_scratch import steps
 from models import SYSTEMS
@@ -16,7 +16,8 @@ def whole(mini, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scratch")
     flags = ["--dataset_name", "miniature", "--data_dir", mini / "data", "--knowledge_dir", folder / "made", *TINY_MODEL,
              "--bot_backbone", "resnet18", "--adm_backbone", "resnet18", "--bot_weights", "none", "--max_views", "2"]  # fmt: skip
-    done = run("main_train.py", *flags, "--from_scratch", "--gid_rounds", "1", "--epochs", "1", "--save_dir", folder / "run")
+    done = run("main_train.py", *flags, "--from_scratch", "--gid_rounds", "1", "--epochs", "1", "--save_dir", folder / "run",
+               timeout=900)
     return folder, flags, done
 
 
@@ -39,8 +40,6 @@ def test_a_checkpoint_is_enough_for_a_new_picture(whole, mini, tmp_path):
     """Report, probabilities and expert report, in another folder, with no annotation in sight."""
     folder, _, _ = whole
     study = next((mini / "data" / "images").iterdir())
-    from conftest import ROOT
-
     words = [ROOT / "main_test.py", "--load", folder / "run" / "best.pt", "--image", study / "0.png", study / "1.png"]
     done = run(*words, cwd=tmp_path)
     for text in ("report:", "diagnosis:", "Cardiomegaly", "expert report MINI", "not for clinical use"):
