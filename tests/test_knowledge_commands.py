@@ -26,7 +26,7 @@ from knowledge.classifier_training import (
     normalised,
     ranking,
 )
-from modules.adm import PackedMasks, classifier_mask, open_masks
+from modules.adm import PackedMasks, classifier_masks, open_masks
 from modules.artefact import read_manifest
 from modules.diagnosisbot import load_diagnosisbot
 from modules.errors import InputError
@@ -72,6 +72,12 @@ def blobs(tmp_path_factory):
     (root / "annotation.json").write_text(json.dumps(annotation))
     write_label_table(root / "labels.csv", rows)
     return root
+
+
+def mask_of(bot, picture):
+    """The ADM mask of one square picture, rule cam."""
+    return classifier_masks(bot, diagnosis_tensor(picture, bot.side)[None], "cam")[0].numpy()
+
 
 
 def flags(root, out, *more):
@@ -279,7 +285,7 @@ def test_store_holds_the_masks_of_every_picture(blobs, trained, store, capsys):
     masks, bot = open_masks(store), load_diagnosisbot(trained)
     assert isinstance(masks, PackedMasks) and len(masks.rows) == 24
     picture = square(open_picture(blobs / "images/test1/0.png"), 300)
-    assert np.array_equal(masks.get("test1/0.png"), classifier_mask(bot, picture, "cam"))
+    assert np.array_equal(masks.get("test1/0.png"), mask_of(bot, picture))
     manifest = read_manifest(store)
     shares = [masks.get(name).mean() for name in masks.rows]
     assert manifest["mean_kept_share"] == pytest.approx(np.mean(shares), abs=1e-4)
@@ -399,7 +405,7 @@ def test_broken_pictures_are_listed_or_left_out(blobs, trained, tmp_path, capsys
     assert len(masks.rows) == 10 and not masks.has("test2/0.png") and len(masks.manifest["left_out"]) == 2
     bot = load_diagnosisbot(trained)
     last = square(open_picture(images / "test9/0.png"), 300)
-    assert np.array_equal(masks.get("test9/0.png"), classifier_mask(bot, last, "cam"))
+    assert np.array_equal(masks.get("test9/0.png"), mask_of(bot, last))
 
 
 def test_a_swin_cannot_make_masks(tmp_path):
