@@ -43,8 +43,8 @@ def scaled(maps: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def gradcam(bot: DiagnosisBot, pictures: torch.Tensor, side: int = SIDE) -> tuple[torch.Tensor, torch.Tensor]:
-    """Grad-CAM maps of every label in one forward pass: pictures [N, 3, S, S] -> maps [N, K, side, side], probabilities.
+def coarse_maps(bot: DiagnosisBot, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grad-CAM of every label in one forward pass, unscaled: pictures [N, 3, S, S] -> maps [N, K, h, w], probabilities.
 
     The layer is the last one before pooling, the score the probability. Its gradient needs no backward pass: behind that
     layer stand only a mean and one Linear, so d p_k / d A_c = p_k (1 - p_k) W_kc / (h w) at every position.
@@ -63,9 +63,18 @@ def gradcam(bot: DiagnosisBot, pictures: torch.Tensor, side: int = SIDE) -> tupl
         handle.remove()
     features = kept[0]
     slope = chances * (1 - chances) / features[0, 0].numel()
-    maps = torch.einsum("nk,kc,nchw->nkhw", slope, net.net.fc.weight, features)
-    maps = F.interpolate(scaled(maps), (side, side), mode="bilinear", align_corners=False)
-    return scaled(maps), chances
+    return torch.einsum("nk,kc,nchw->nkhw", slope, net.net.fc.weight, features), chances
+
+
+def enlarged(maps: torch.Tensor, side: int) -> torch.Tensor:
+    """Coarse maps [N, M, h, w] -> scaled, resized (half-pixel centres) and scaled again, [N, M, side, side] in 0..1."""
+    return scaled(F.interpolate(scaled(maps), (side, side), mode="bilinear", align_corners=False))
+
+
+def gradcam(bot: DiagnosisBot, pictures: torch.Tensor, side: int = SIDE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grad-CAM maps of every label: pictures [N, 3, S, S] -> maps [N, K, side, side] in 0..1, probabilities [N, K]."""
+    maps, chances = coarse_maps(bot, pictures)
+    return enlarged(maps, side), chances
 
 
 def masks_of(maps: torch.Tensor, rule: str) -> torch.Tensor:
@@ -88,8 +97,13 @@ def masks_of(maps: torch.Tensor, rule: str) -> torch.Tensor:
 
 def classifier_masks(bot: DiagnosisBot, pictures: torch.Tensor, rule: str, side: int = SIDE) -> torch.Tensor:
     """ADM masks [N, side, side] of pictures [N, 3, S, S]: the masks of the diagnosed labels joined; none: empty."""
-    maps, chances = gradcam(bot, pictures, side)
-    return (masks_of(maps, rule) & (bot.diagnose(chances) > 0)[:, :, None, None]).any(1)
+    maps, chances = coarse_maps(bot, pictures)
+    study, label = bot.diagnose(chances).nonzero(as_tuple=True)
+    joined = torch.zeros(len(pictures), side, side, dtype=torch.bool, device=maps.device)
+    if len(study):  # only the diagnosed labels' maps are enlarged
+        masks = masks_of(enlarged(maps[study, label][:, None], side), rule)[:, 0]
+        joined = joined.long().index_add(0, study, masks.long()) > 0
+    return joined
 
 
 class MaskStore:
