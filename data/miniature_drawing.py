@@ -16,14 +16,6 @@ VIEWS = ("frontal", "lateral")
 SIGN = {"right": -1, "left": 1}                # side of the frontal picture, seen from the midline
 
 
-# A shallow breath lifts diaphragm and heart, a deep one lowers them.
-BREATH = {
-    "normal": {},
-    "low": {"right_dome": -0.085, "heart_y": -0.055},
-    "high": {"right_dome": 0.055, "heart_y": 0.03},
-}
-
-
 def sample_body(rng) -> dict[str, float]:
     """Shape and exposure of one patient, shared by both views."""
     return {
@@ -548,8 +540,6 @@ def draw(study: DrawnStudy, view: str, image_size: int, without: int | None = No
     `without` leaves the finding of that number undrawn (its mask is None); all the rest is the same.
     """
     body = sample_body(stream(study.seed, study.index, BODY))
-    for part, shift in BREATH[study.volume].items():
-        body[part] += shift
     drawn = [finding for number, finding in enumerate(study.findings) if number != without]
     scale = next((HEART_SCALE[f.severity] for f in drawn if f.label == "Cardiomegaly"), 1.0)
     anatomy = (Frontal if view == "frontal" else Lateral)(body, image_size, scale)

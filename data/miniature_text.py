@@ -79,17 +79,12 @@ class DrawnStudy:
         return {3: "val", 13: "val", 6: "test", 11: "test", 18: "test"}.get(self.index % 20, "train")
 
     @property
-    def volume(self) -> str:
-        """How deep the breath was: no finding, but seen in the height of the diaphragm and said in the report."""
-        return pick(stream(self.seed, self.index, VOLUME), {"normal": 60, "low": 22, "high": 18})
-
-    @property
     def report(self) -> str:
-        return write_report(stream(self.seed, self.index, WORDS), list(self.findings), self.volume)
+        return write_report(stream(self.seed, self.index, WORDS), list(self.findings))
 
 
 # Parts of the chance of one study, kept separate so that leaving a finding out shifts nothing else.
-WHAT, WORDS, BODY, TEXTURE, VOLUME, FIRST_FINDING = 1, 2, 3, 4, 6, 10
+WHAT, WORDS, BODY, TEXTURE, FIRST_FINDING = 1, 2, 3, 4, 10
 
 
 def stream(seed: int, index: int, part: int) -> np.random.Generator:
@@ -299,8 +294,6 @@ NORMAL = {
         "The lungs are otherwise clear.",
         "The rest of the lungs is clear.",
     ),
-    "low volumes": ("Lung volumes are low.", "There are low lung volumes."),
-    "high volumes": ("The lungs are hyperexpanded.", "There is hyperexpansion of the lungs."),
     "vessels": (
         "The pulmonary vascularity is normal.",
         "Pulmonary vessels are within normal limits.",
@@ -323,8 +316,8 @@ NORMAL = {
 ADVERBS = {"mild": "mildly", "moderate": "moderately", "severe": "severely"}
 
 
-def write_report(rng, findings: list[Finding], volume: str = "normal") -> str:
-    """The findings section: 3-8 sentences that name every finding and the usual normal structures.
+def write_report(rng, findings: list[Finding]) -> str:
+    """The findings section: 3-7 sentences that name every finding and the usual normal structures.
 
     A normal statement is made only where nothing drawn contradicts it.
     """
@@ -353,9 +346,6 @@ def write_report(rng, findings: list[Finding], volume: str = "normal") -> str:
         lungs.append(_normal(rng, "rest of the lungs"))
     if not said and optional["vessels"] < 0.15:
         lungs.insert(0, _normal(rng, "vessels"))
-
-    if volume != "normal":
-        lungs.insert(0, _normal(rng, f"{volume} volumes"))
 
     pleura = [said[label] for label in ("Pleural Effusion", "Pneumothorax") if label in said]
     if not pleura:

@@ -187,8 +187,8 @@ PRESETS: dict[tuple[str, str], dict] = {
     },
     ("ekagen", "miniature"): {
         "visual_extractor": "efficientnet_lite0", "image_size": 128, "d_model": 128, "d_ff": 512, "num_layers": 2,
-        "max_seq_length": 64, "max_gen_length": 63, "batch_size": 8, "epochs": 10, "lr_ve": 3e-4, "lr_ed": 1e-3,
-        "step_size": 8, "clip_norm": 1.0, "student_start": "teacher",
+        "max_seq_length": 64, "max_gen_length": 63, "batch_size": 8, "epochs": 7, "lr_ve": 3e-4, "lr_ed": 1e-3,
+        "step_size": 5, "clip_norm": 1.0, "student_start": "teacher",
     },
     ("ekagen", "custom"): {},
 }  # fmt: skip

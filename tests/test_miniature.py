@@ -98,7 +98,7 @@ def test_reports_are_varied_within_a_small_vocabulary():
     reports = [study.report for study in MANY]
     assert len(set(reports)) > 0.7 * len(reports)
     assert len({word for report in reports for word in re.findall(r"[a-z]+", report.lower())}) < 250
-    assert all(3 <= len(sentences(report)) <= 8 for report in reports)
+    assert all(3 <= len(sentences(report)) <= 7 for report in reports)
 
 
 def test_labels_are_few_vectors_with_a_normal_majority():
