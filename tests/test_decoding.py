@@ -23,8 +23,9 @@ def system():
     system = EKAGen(
         extractor, vocab_size=WORDS, width=16, heads=2, inner=32, layers=2, positions=LENGTH, knowledge=base
     )
-    for parameter in system.head.parameters():
-        torch.nn.init.normal_(parameter, std=0.6)  # spread the logits, so that reports end at different places
+    for part in (system.head, system.embedding.word, system.embedding.position, system.project):
+        for parameter in part.parameters():
+            torch.nn.init.normal_(parameter, std=0.6)  # spread the logits, so that reports end at different places
     return system.eval()
 
 
