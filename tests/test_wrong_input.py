@@ -56,7 +56,9 @@ def test_wrong_names(mini, tmp_path):
         refused([*start, "--precision", "fp16"], "fp16 needs CUDA")
     refused([*start, "--extractor_weights", "nowhere.pth"], "nowhere.pth: no such file")
     refused(
-        [*start, "--extractor_weights", "imagenet", "--offline", "--weights_dir", tmp_path], "--weights_dir", "resnet18"
+        [*start, "--extractor_weights", "imagenet", "--offline", "--weights_dir", tmp_path],
+        "resnet18-f37072fd.pth is not in",
+        str(tmp_path),
     )
     refused([*start, "--resume"], "no run in")
     assert not (tmp_path / "run").exists()
