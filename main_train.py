@@ -46,6 +46,7 @@ def main(argv=None) -> None:
     args = read_flags(argv)
     device = choose_device(args.device)
     seed_everything(args.seed, args.deterministic)
+    Precision(args.precision, device)  # refuses what the device cannot do, before anything is built
     if args.from_scratch and not args.dry_run and args.resume is None:
         from_scratch.prepare(args)
     module, problems = system_module(args.model), Problems()
