@@ -59,14 +59,7 @@ def add_shared(parser, group: str, names: tuple[str, ...]) -> None:
     rows = {flag.name: flag for flag in flags.FLAGS}
     room = parser.add_argument_group(group)
     for name in names:
-        flag = rows[name]
-        note = "" if flag.default in (None, "") else f" [{flag.default}]"
-        settings = {"help": (flag.help + note).replace("%", "%%")}
-        if flag.kind is bool:
-            settings["action"] = argparse.BooleanOptionalAction
-        else:
-            settings |= {"type": flag.kind} | ({"choices": flag.choices} if flag.choices else {})
-        room.add_argument(f"--{name}", **settings)
+        flags.add_flag(room, rows[name])
 
 
 def with_defaults(typed: dict, names: tuple[str, ...], own: dict, presets: dict[str, dict]) -> argparse.Namespace:

@@ -227,27 +227,32 @@ class Parser(argparse.ArgumentParser):
         return chosen
 
 
+def add_flag(group, flag: Flag) -> None:
+    """Add one row of the table to a group of any parser; the default is shown in the help, not set."""
+    note = "" if flag.default in (None, "") else f" [{flag.default}]"
+    settings = {"help": (flag.help + note).replace("%", "%%")}
+    if flag.kind is bool:
+        settings["action"] = argparse.BooleanOptionalAction
+    else:
+        settings["type"] = flag.kind
+        if flag.choices:
+            settings["choices"] = flag.choices
+        if flag.nargs:
+            settings["nargs"] = flag.nargs
+        if flag.nargs == "?":
+            settings["const"] = ""
+    group.add_argument(f"--{flag.name}", **settings)
+
+
 def build_parser(command: str) -> Parser:
     """Parser of "train" or "test"; every default is suppressed, so that the result holds what was typed."""
     parser = Parser(prog=f"main_{command}.py", argument_default=argparse.SUPPRESS)
     groups: dict[str, argparse._ArgumentGroup] = {}
     for flag in FLAGS:
-        if command not in flag.of:
-            continue
-        group = groups.setdefault(flag.group, parser.add_argument_group(flag.group))
-        note = "" if flag.default in (None, "") else f" [{flag.default}]"
-        settings = {"help": (flag.help + note).replace("%", "%%")}
-        if flag.kind is bool:
-            settings["action"] = argparse.BooleanOptionalAction
-        else:
-            settings["type"] = flag.kind
-            if flag.choices:
-                settings["choices"] = flag.choices
-            if flag.nargs:
-                settings["nargs"] = flag.nargs
-            if flag.nargs == "?":
-                settings["const"] = ""
-        group.add_argument(f"--{flag.name}", **settings)
+        if command in flag.of:
+            if flag.group not in groups:
+                groups[flag.group] = parser.add_argument_group(flag.group)
+            add_flag(groups[flag.group], flag)
     return parser
 
 
