@@ -53,17 +53,17 @@ def main(argv=None) -> None:
         return
     parts = content["parts"] if ours else None
     # training and validation reports are read for the protocol's word counts and the constant report, not for pictures
-    uses_bot = args.iek and not (parts and "diagnosisbot" in parts and "diagnosisbot" not in args.typed)
-    masks = args.adm and args.eval_view == "masked"
-    data = open_data(args, (args.split,), problems, masks=masks, diagnosis=uses_bot, texts=True)
+    inputs = module.inputs(args, training=False)
+    brought = {"diagnosis"} if parts and "diagnosisbot" in parts and "diagnosisbot" not in args.typed else set()
+    data = open_data(args, {args.split: inputs - brought}, problems, texts=True)
     problems.stop_if_any()
     print(card_text(data.card))
     if args.dry_run:
         print(json.dumps(all_flags(args), indent=1))
         return
 
-    if args.iek:
-        diagnose_studies(args, data, device, parts)
+    if "diagnosis" in inputs:
+        diagnose_studies(args, data, [args.split], device, parts)
     training = data.texts["train"]
     tokenizer = Tokenizer.from_state_dict(content["tokenizer"]) if ours else module.make_tokenizer(training, args)
     system = module.build(args, tokenizer, parts)
@@ -95,9 +95,10 @@ def main(argv=None) -> None:
     print(format_table(scores, PUBLISHED.get(args.dataset_name)))
     if facts["oracle_labels"]:
         print("ORACLE: the diagnoses of the scored studies were made from their reports")
-    print(
-        f"knowledge: {facts['knowledge_fallbacks']} of {len(rows)} studies have a diagnosis without an entry of its own"
-    )
+    if any("knowledge_distance" in row for row in rows):
+        print(
+            f"knowledge: {facts['knowledge_fallbacks']} of {len(rows)} studies have a diagnosis without an entry of its own"
+        )
     print(f"written: {predictions} and metrics_{args.split}.json")
 
 
