@@ -21,7 +21,7 @@ PLACES = ("dataset_name", "data_dir", "ann_path", "image_dir", "knowledge_dir")
 CHECKS = ("picture_check", "num_workers", "device")
 PROTOTYPES = (
     "visual_extractor", "extractor_weights", "image_size", "resize_filter", "max_views", "num_prototypes", "d_txt_ebd",
-    "cleaning", "batch_size",
+    "cleaning", "batch_size", "labels_path",
 )  # fmt: skip
 MODEL = ("model", "max_seq_length", "d_model", "threshold", "cleaning", "seed")
 
@@ -69,7 +69,7 @@ def steps(args) -> list[tuple[str, object, list[str]]]:
         base = words(args, (*PLACES, *MODEL), labels=labels, out=args.knowledge_path)
         made.append(("knowledge base: expert reports by diagnosis", build_base.main, base))
     if "prototypes" in reads:
-        rows = words(args, (*PLACES, *CHECKS, *PROTOTYPES), labels=labels, out=args.prototypes, **weights)
+        rows = words(args, (*PLACES, *CHECKS, *PROTOTYPES), out=args.prototypes, **weights)
         made.append(("prototypes: clusters of picture and text features by label", build_prototypes.main, rows))
     return made
 

@@ -11,7 +11,6 @@ from modules.errors import InputError
 from modules.optimizers import make_optimizer, make_scheduler
 from modules.precision import Precision
 
-
 SUMS = {"r2gen/xsum": {"r2gen/BLEU_4": 1.0, "r2gen/BLEU_1": 0.33, "r2gen/METEOR": 0.67}}  # Wang et al. 2022
 
 

@@ -1,8 +1,9 @@
 """Pre-norm transformer layers with cached decoding, in the form of DETR (Carion et al. 2020) and its captioning child.
 
 B studies, P patches, L tokens, K beams, D width. Position codes are added to queries and keys only, never to values;
-position None: the caller has added them to the input. `norm`: function width -> layer; a layer's norms are given
-`condition` (a tuple of tensors, usually empty) beside their input. Keys and values are cached as [B, heads, length, D / heads], so a token costs one row, not a whole pass.
+position None: the caller has added them to the input. `norm`: function width -> layer; a decoder's norms are given
+`condition` (a tuple of tensors, usually empty) beside their input.
+Keys and values are cached as [B, heads, length, D / heads], so a token costs one row, not a whole pass.
 """
 
 import math
