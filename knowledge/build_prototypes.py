@@ -1,7 +1,7 @@
 """Build the prototypes of XProNet: per label, clusters of the picture and text features of the training studies.
 
     python -m knowledge.build_prototypes --dataset_name iu_xray [--visual_extractor efficientnet_lite0]
-    python -m knowledge.build_prototypes --dataset_name iu_xray --chexbert_path chexbert.pth --bert_vocab vocab.txt
+    python -m knowledge.build_prototypes --dataset_name iu_xray --chexbert_path chexbert.pth --chexbert_vocab vocab.txt
 
 A study's features: text and picture joined. Picture: the ImageNet network of --visual_extractor, mean over the patches of
 all views. Text: CheXbert's BERT when it is given, else a stand-in that needs no download (see stand_in_text). As published,
@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -23,12 +24,12 @@ from data.prepare import open_data
 from data.studies import card_text
 from models import SYSTEMS
 from modules.artefact import make_manifest, manifest_path, read_manifest, sha256, write_atomic, write_json
+from modules.chexbert import CheXbertLabeler
 from modules.errors import InputError, Problems, entry
 from modules.flags import Parser, parse
 from modules.labels import CHEXPERT_14, NO_FINDING
 from modules.precision import choose_device
 from modules.reports import clean_report
-from modules.safe_pickle import load_pickle
 from modules.visual_extractor import VisualExtractor, load_backbone, weights_problem
 
 VERSION = 1  # raise it when the same inputs give other prototypes
@@ -74,41 +75,16 @@ def stand_in_text(reports: list[str], cleaning: str, width: int, seed: int) -> t
 
 @torch.no_grad()
 def chexbert_text(reports: list[str], path: str, vocab: str, device, batch_size: int = 32) -> torch.Tensor:
-    """The last hidden state at [CLS] of CheXbert's BERT, [N, width]; sizes are read from the file."""
-    try:
-        from transformers import BertConfig, BertModel, BertTokenizer
-    except ImportError as error:
-        raise InputError("--chexbert_path: pip install transformers") from error
-    state = load_pickle(path)
-    state = state.get("model_state_dict", {}) if isinstance(state, dict) else {}
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    state = {key.removeprefix("bert."): value for key, value in state.items() if key.startswith("bert.")}
-    state.pop("embeddings.position_ids", None)
-    if "embeddings.word_embeddings.weight" not in state:
-        raise InputError(f"--chexbert_path {path} is not CheXbert's file: no bert.* in its model_state_dict")
-    words, width = state["embeddings.word_embeddings.weight"].shape
-    config = BertConfig(
-        vocab_size=words,
-        hidden_size=width,
-        num_attention_heads=max(width // 64, 1),
-        num_hidden_layers=len({key.split(".")[2] for key in state if key.startswith("encoder.layer.")}),
-        intermediate_size=len(state["encoder.layer.0.intermediate.dense.bias"]),
-        max_position_embeddings=len(state["embeddings.position_embeddings.weight"]),
-    )
-    bert = BertModel(config, add_pooling_layer="pooler.dense.weight" in state)
-    try:
-        bert.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise InputError(f"--chexbert_path {path} does not fit BERT: {str(error)[:300]}") from error
-    if not Path(vocab).is_file():
-        raise InputError(f"--bert_vocab: no file {vocab}; it is the vocab.txt of bert-base-uncased")
-    tokenizer, bert = BertTokenizer(vocab, do_lower_case=True), bert.to(device).eval()
+    """The last state at [CLS] of CheXbert's BERT, [N, width]."""
+    labeler = CheXbertLabeler(path, vocab, device)
+    labeler.model.linear_heads = nn.ModuleList([nn.Identity()])  # the state itself instead of labels
+    coded = [labeler.tokenizer.encode(report) for report in reports]
     rows = []
-    for start in tqdm(range(0, len(reports), batch_size), desc="reading reports", disable=None, leave=False):
-        texts = [" ".join(report.split()) for report in reports[start : start + batch_size]]
-        limit = min(config.max_position_embeddings, 512)
-        ids = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(device)
-        rows.append(bert(**ids).last_hidden_state[:, 0].cpu())
+    for start in tqdm(range(0, len(coded), batch_size), desc="reading reports", disable=None, leave=False):
+        part = [torch.tensor(ids) for ids in coded[start : start + batch_size]]
+        lengths = torch.tensor([len(ids) for ids in part])
+        padded = nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=labeler.tokenizer.ids["[PAD]"])
+        rows.append(labeler.model(padded.to(device), lengths.to(device))[0].cpu())
     return torch.cat(rows)
 
 
@@ -162,10 +138,12 @@ def build(args, flags) -> tuple[torch.Tensor, dict]:
     problems = Problems()
     text = weights_problem(flags.visual_extractor, flags.extractor_weights, flags.weights_dir, flags.offline)
     problems.check(text is None, text or "")
-    for name in ("chexbert_path", "bert_vocab"):
+    for name in ("chexbert_path", "chexbert_vocab"):
         path = getattr(args, name)
         problems.check(not path or Path(path).is_file(), f"--{name}: no file {path}")
-    problems.check(bool(args.chexbert_path) == bool(args.bert_vocab), "--chexbert_path and --bert_vocab: give both")
+    problems.check(
+        bool(args.chexbert_path) == bool(args.chexbert_vocab), "--chexbert_path and --chexbert_vocab: give both"
+    )
     data = open_data(flags, {"train": {"labels"}}, problems)
     problems.stop_if_any()
     print(card_text(data.card))
@@ -173,7 +151,10 @@ def build(args, flags) -> tuple[torch.Tensor, dict]:
     reports = [study.report for study in studies]
     pictures = picture_features(flags, studies, device, mirror=args.mirror)
     if args.chexbert_path:
-        texts, source = chexbert_text(reports, args.chexbert_path, args.bert_vocab, device), "CheXbert's BERT, [CLS]"
+        texts, source = (
+            chexbert_text(reports, args.chexbert_path, args.chexbert_vocab, device),
+            "CheXbert's BERT, [CLS]",
+        )
     else:
         print(f"text features: {STAND_IN}")
         texts, source = stand_in_text(reports, flags.cleaning, flags.d_txt_ebd, flags.seed), STAND_IN
@@ -199,7 +180,7 @@ def read_flags(argv):
     own.add_argument(
         "--chexbert_path", help="CheXbert's weights, whose BERT reads the reports [a stand-in without download]"
     )
-    own.add_argument("--bert_vocab", help="vocab.txt of bert-base-uncased, with --chexbert_path")
+    own.add_argument("--chexbert_vocab", help="vocab.txt of bert-base-uncased, with --chexbert_path")
     own.add_argument(
         "--mirror",
         action=argparse.BooleanOptionalAction,

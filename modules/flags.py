@@ -201,6 +201,19 @@ FLAGS = (
     Flag("scoring", "reference_words", positive_int, 59, "protocol r2gen: references are cut at this many words", keep="default"),
     Flag("scoring", "reference_threshold", positive_int, 3, "protocol r2gen: rarer words of the references become <unk>", keep="default"),
 
+    Flag("scoring", "bootstrap", natural, 1000, "resamples of the studies for 95% intervals and --compare, 0 = none", of=TEST),
+    Flag("scoring", "chexbert_path", str, None, "your chexbert.pth: clinical metrics by CheXbert beside those of our rules", of=TEST),
+    Flag("scoring", "chexbert_vocab", str, None, "vocab.txt of BERT-base-uncased [beside --chexbert_path]", of=TEST),
+    Flag("scoring", "extra_metrics", str, (), "metrics of optional packages: radgraph[:MODEL], radeval:METRIC", of=TEST, nargs="+"),
+    Flag("scoring", "radgraph_dir", str, None, "folder with the radgraph package's models, one folder each [the package's cache]", of=TEST),
+    Flag("scoring", "score", str, None, "score this file of any system and leave: predictions CSV, CSV with ids, R2GenCMN's res.csv, ReXrank's JSON", of=TEST),
+    Flag("scoring", "reference", str, None, "with --score and --compare: annotation.json that ids and references must come from", of=TEST),
+    Flag("scoring", "compare", str, None, "two such files: differences b - a with paired-bootstrap intervals and p-values", of=TEST, nargs="+"),
+    Flag("scoring", "table", str, None, "runs (folders) or metrics files: one table under the first of --protocols, seeds together", of=TEST, nargs="+"),
+    Flag("scoring", "table_format", str, "markdown", "form of --table", of=TEST, choices=("markdown", "csv", "latex")),
+    Flag("scoring", "export", str, None, "with --score: also write the submission file of this leaderboard", of=TEST, choices=("rexrank",)),
+    Flag("scoring", "out", str, None, "file that --compare (JSON), --table or --export writes", of=TEST),
+
     Flag("one picture", "image", str, None, "pictures of one new study: prints report, diagnosis and expert report", of=TEST, nargs="+"),
 )
 # fmt: on
@@ -308,7 +321,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_flag(group, flag: Flag) -> None:
     """Add one row of the table to a group of any parser; the default is shown in the help, not set."""
-    note = "" if flag.default in (None, "") else f" [{flag.default}]"
+    note = "" if flag.default in (None, "", ()) else f" [{flag.default}]"
     settings = {"help": (flag.help + note).replace("%", "%%")}
     if flag.kind is bool:
         settings["action"] = argparse.BooleanOptionalAction
