@@ -1,6 +1,7 @@
 """Studies to batches. B studies, V views, H x W pixels, L + 1 token ids, K labels; the same letters everywhere."""
 
 import dataclasses
+import math
 import random
 import zlib
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.pictures import Augmentation, open_picture, square, to_tensor
 from data.studies import Study
+from modules import processes
 
 
 @dataclass
@@ -20,7 +22,7 @@ class Batch:
 
     ids: B study ids. images, masked_images: float [B, V, 3, H, W], the complete pictures and the same after the ADM
     rule. view_mask: bool [B, V], True = a real view. padding: bool [B, V, H, W], True = no picture there; None = none.
-    tokens: int [B, L + 1]. labels, diagnosis: int [B, K].
+    tokens: int [B, L + 1]. labels, diagnosis: int [B, K]. fill: the studies only keep a process busy, they do not count.
     """
 
     ids: list[str]
@@ -31,6 +33,7 @@ class Batch:
     tokens: torch.Tensor | None = None
     labels: torch.Tensor | None = None
     diagnosis: torch.Tensor | None = None
+    fill: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -89,6 +92,9 @@ class StudyDataset(Dataset):
         return len(self.studies)
 
     def __getitem__(self, place: int) -> dict:
+        """The study at `place`; ~place gives the same one as a fill-in (see StepShares)."""
+        if place < 0:
+            return {**self[~place], "fill": True}
         study = self.studies[place]
         paths = study.pictures[: self.max_views]
         complete = [square(open_picture(f"{self.image_dir}/{path}"), self.image_size) for path in paths]
@@ -108,7 +114,7 @@ class StudyDataset(Dataset):
 
 def collate(items: list[dict]) -> Batch:
     """Items of StudyDataset -> Batch; studies with fewer views than the batch's most are filled with zeros."""
-    fields: dict = {"ids": [item["id"] for item in items]}
+    fields: dict = {"ids": [item["id"] for item in items], "fill": "fill" in items[0]}
     for name in ("images", "masked_images"):
         if name in items[0]:
             most = max(len(item[name]) for item in items)
@@ -124,27 +130,43 @@ def collate(items: list[dict]) -> Batch:
     return Batch(**fields)
 
 
-def make_loader(dataset: StudyDataset, *, batch_size: int, num_workers: int, shuffle: bool, pin: bool = False):
-    """DataLoader of Batches. The order of a shuffled epoch is a function of (dataset.seed, dataset.epoch)."""
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=EpochOrder(dataset) if shuffle else None,
-        num_workers=num_workers,
-        collate_fn=collate,
-        pin_memory=pin,
-    )
+def make_loader(
+    dataset: StudyDataset, *, batch_size: int, num_workers: int, shuffle: bool, pin: bool = False, accumulate: int = 1
+):
+    """DataLoader of this process's Batches.
+
+    shuffle: steps of batch_size studies over all processes, split by StepShares. Else every study once, in order, the
+    processes taking turns.
+    """
+    if shuffle:
+        order = {"batch_sampler": StepShares(dataset, batch_size, processes.rank(), processes.count(), accumulate)}
+    else:
+        order = {"batch_size": batch_size, "sampler": range(processes.rank(), len(dataset), processes.count())}
+    return DataLoader(dataset, num_workers=num_workers, collate_fn=collate, pin_memory=pin, **order)
 
 
-class EpochOrder(torch.utils.data.Sampler):
-    """A permutation drawn from (seed, epoch): an interrupted run meets the studies in the same order again."""
+class StepShares(torch.utils.data.Sampler):
+    """The batches of one process: each step's batch_size studies are split over `count` processes and `accumulate` batches.
 
-    def __init__(self, dataset: StudyDataset) -> None:
-        self.dataset = dataset
+    The order is drawn from (dataset.seed, dataset.epoch): an interrupted run meets the studies in the same order again,
+    and the studies of a step are the same on any number of processes. Where the last step has too few studies, a process
+    without one gets the step's first as a fill-in that does not count.
+    """
+
+    def __init__(self, dataset: StudyDataset, batch_size: int, rank: int, count: int, accumulate: int) -> None:
+        self.dataset, self.batch_size = dataset, batch_size
+        self.rank, self.count, self.accumulate = rank, count, accumulate
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return math.ceil(len(self.dataset) / self.batch_size) * self.accumulate
 
     def __iter__(self):
         draw = torch.Generator().manual_seed(self.dataset.seed * 100_003 + self.dataset.epoch)
-        return iter(torch.randperm(len(self.dataset), generator=draw).tolist())
+        order = torch.randperm(len(self.dataset), generator=draw).tolist()
+        for start in range(0, len(order), self.batch_size):
+            step = order[start : start + self.batch_size]
+            parts = self.count * self.accumulate
+            cuts = [len(step) * number // parts for number in range(parts + 1)]
+            for turn in range(self.accumulate):
+                part = turn * self.count + self.rank
+                yield step[cuts[part] : cuts[part + 1]] or [~step[0]]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data.batches import StudyDataset
 from data.studies import Study, check_studies, data_card, read_annotation, without_broken
+from modules import processes
 from modules.adm import MaskRule, MaskStore, open_masks
 from modules.artefact import read_manifest
 from modules.errors import InputError, Problems
@@ -49,7 +50,7 @@ def open_data(
     broken = {}
     if problems.check(Path(args.image_dir).is_dir(), f"--image_dir: no folder {args.image_dir}"):
         settings = {"cleaning": args.cleaning, "max_views": args.max_views, "depth": args.picture_check}
-        broken = check_studies(everything, args.image_dir, **settings)
+        broken = processes.from_first(lambda: check_studies(everything, args.image_dir, **settings))
     studies = without_broken(everything, broken, skip=args.skip_broken, problems=problems)
     card = data_card(studies, broken, name=args.dataset_name, ann_path=args.ann_path, max_views=args.max_views)
     data = RunData(studies, card, {split: len(rows) for split, rows in everything.items()}, texts=reports)

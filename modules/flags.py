@@ -148,7 +148,8 @@ FLAGS = (
     Flag("generator", "num_layers", positive_int, 6, "layers of encoder and decoder each", keep="shape"),
     Flag("generator", "dropout", fraction, 0.1, "dropout of the transformer", of=TRAIN, keep="default"),
 
-    Flag("training", "batch_size", positive_int, 8, "studies per step"),
+    Flag("training", "batch_size", positive_int, 8, "studies per step, over all processes and --accumulate"),
+    Flag("training", "accumulate", positive_int, 1, "batches that a step's studies are taken in one after another, for small memories", of=TRAIN),
     Flag("training", "epochs", positive_int, 50, "passes over the training studies", of=TRAIN),
     Flag("training", "lr_ve", not_negative, 1e-5, "learning rate of the visual extractor", of=TRAIN),
     Flag("training", "lr_ed", positive_float, 1e-4, "learning rate of everything else", of=TRAIN),
