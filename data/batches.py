@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from data.picture_cache import PictureCache
 from data.pictures import Augmentation, open_picture, square, to_tensor
 from data.studies import Study
 from modules import processes
@@ -58,6 +59,7 @@ class StudyDataset(Dataset):
 
     needs: which fields of Batch the system reads. tokens_of: function from raw report to ids, or None. tables: named
     label tables {"diagnosis": {id: K values}, ...}. mask_rule: function (picture path, PIL picture) -> masked picture.
+    cache: the pictures decoded and resized already, or None.
     What a picture goes through depends on (seed, epoch, study id) alone: not on worker, order or batch.
     """
 
@@ -74,11 +76,12 @@ class StudyDataset(Dataset):
         tokens_of=None,
         tables: dict[str, dict] | None = None,
         mask_rule=None,
+        cache: PictureCache | None = None,
     ) -> None:
         self.studies, self.image_dir = studies, str(image_dir)
         self.needs, self.image_size, self.max_views = needs, image_size, max_views
         self.augment, self.seed, self.epoch = Augmentation(augment), seed, 0
-        self.mask_rule = mask_rule
+        self.mask_rule, self.cache = mask_rule, cache
         self.tables = {
             name: torch.tensor(np.asarray([table[study.id] for study in studies]), dtype=torch.long)
             for name, table in (tables or {}).items()
@@ -91,13 +94,18 @@ class StudyDataset(Dataset):
     def __len__(self) -> int:
         return len(self.studies)
 
+    def _picture(self, path: str) -> Image.Image:
+        if self.cache is not None:
+            return self.cache.get(path)
+        return square(open_picture(f"{self.image_dir}/{path}"), self.image_size)
+
     def __getitem__(self, place: int) -> dict:
         """The study at `place`; ~place gives the same one as a fill-in (see StepShares)."""
         if place < 0:
             return {**self[~place], "fill": True}
         study = self.studies[place]
         paths = study.pictures[: self.max_views]
-        complete = [square(open_picture(f"{self.image_dir}/{path}"), self.image_size) for path in paths]
+        complete = [self._picture(path) for path in paths]
         views: list[Image.Image] = []
         names = [name for name in ("images", "masked_images") if name in self.needs]
         for name in names:

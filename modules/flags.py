@@ -105,6 +105,7 @@ FLAGS = (
     Flag("data", "augment", str, "aligned", "training pictures: aligned = one draw for all views, no flip, small rotation; released = as the authors' code (flips, quarter turns, views drawn apart)", of=TRAIN, choices=("aligned", "released", "none")),
     Flag("data", "skip_broken", bool, False, "go on without studies whose picture or report is missing or broken; they are counted in the results"),
     Flag("data", "picture_check", str, "full", "before the first batch decode every picture (full) or read its header and end (quick)", choices=("full", "quick")),
+    Flag("data", "picture_cache", bool, True, "decode and resize each picture once, into <knowledge_dir>/pictures (image_size^2 bytes per grey picture; off for MIMIC-CXR, where that is 24 GB)"),
     Flag("data", "vocab_path", str, None, "JSON word list to use instead of the one counted in the training reports"),
 
     Flag("knowledge", "diagnosis_path", str, None, "CSV of diagnoses by study id (columns: id and the 14 labels), instead of a DiagnosisBot", keep="path"),
@@ -184,7 +185,7 @@ PRESETS: dict[tuple[str, str], dict] = {
     ("ekagen", "iu_xray"): {"batch_size": 8},
     ("ekagen", "mimic_cxr"): {
         "batch_size": 32, "threshold": 10, "cleaning": "mimic_cxr", "reference_words": 99, "reference_threshold": 10,
-        "picture_check": "quick", "num_workers": 8,
+        "picture_check": "quick", "num_workers": 8, "picture_cache": False,
     },
     ("ekagen", "miniature"): {
         "visual_extractor": "efficientnet_lite0", "image_size": 128, "d_model": 128, "d_ff": 512, "num_layers": 2,
