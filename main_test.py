@@ -13,6 +13,7 @@ from data.studies import card_text
 from knowledge.diagnose import diagnose_studies
 from knowledge.new_study import report_new_study
 from models import SYSTEMS, system_module
+from modules import processes
 from modules.artefact import sha256
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.decoding import DecodingSettings
@@ -48,7 +49,7 @@ def main(argv=None) -> None:
     if run_command(args):
         return
     args, content = read_weights(args, argv)
-    device = choose_device(args.device)
+    device = processes.start(choose_device(args.device))
     seed_everything(args.seed, args.deterministic)
     module, problems, ours = system_module(args.model), Problems(), is_ours(content)
     module.check(args, problems, training=False, carried=ours)
@@ -80,6 +81,8 @@ def main(argv=None) -> None:
     dataset = make_dataset(args, data, args.split, system.needs(training=False), tokenizer, training=False)
     loader = make_loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers, shuffle=False)
     written = write_split(system, loader, tokenizer, decoding, precision=precision, device=device)
+    if processes.rank() > 0:
+        return  # the first process has every report and scores them once
 
     rule = {"rule": args.cleaning, "threshold": args.reference_threshold, "max_words": args.reference_words}
     references = R2GenReferences(training, **rule)

@@ -112,6 +112,12 @@ class Augmentation:
             raise ValueError(f"augmentation {kind}: choose {', '.join(self.KINDS)}")
         self.kind, self.side, self.resize_filter = kind, side, resize_filter
 
+    @property
+    def name(self) -> str:
+        """Names what `resize` does: pictures resized alike share a cache."""
+        form = f"shorter{round(self.side * 8 / 7)}" if self.kind.startswith("crop") else f"square{self.side}"
+        return form if self.resize_filter == "bicubic" else f"{form}{self.resize_filter}"
+
     def resize(self, picture: Image.Image) -> Image.Image:
         """The picture at the size that the changes start from."""
         if self.kind.startswith("crop"):

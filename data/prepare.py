@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.batches import StudyDataset
+from data.picture_cache import PictureCache, open_cache
+from data.pictures import Augmentation
 from data.studies import Study, check_studies, data_card, read_annotation, without_broken
+from modules import processes
 from modules.adm import MaskRule, MaskStore, open_masks
 from modules.artefact import read_manifest
 from modules.errors import InputError, Problems
@@ -16,7 +19,8 @@ class RunData:
     """The studies of a run and what lies beside their pictures.
 
     studies: by split, broken ones already left out. listed: studies of the annotation by split, broken ones counted.
-    masks: store of ADM masks or None. diagnosis: {id: K bits} or None where a DiagnosisBot will tell.
+    masks: store of ADM masks or None. diagnosis: {id: K bits} or None where a DiagnosisBot will tell. caches: decoded
+    pictures by split, where they are kept.
     """
 
     studies: dict[str, list[Study]]
@@ -27,14 +31,15 @@ class RunData:
     oracle: bool = False
     tables: dict[str, dict] = field(default_factory=dict)
     texts: dict[str, list[str]] = field(default_factory=dict)
+    caches: dict[str, PictureCache] = field(default_factory=dict)
 
 
-def open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts=False) -> RunData:
+def open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts=False, training=False) -> RunData:
     """Read the annotation and look at every study of the splits of `inputs`; what is wrong goes to `problems`.
 
     inputs: by split, what its studies must bring beside pictures and report: "masks" (ADM), "diagnosis" (of a table or a
     DiagnosisBot), "labels" (of their reports). texts: keep the training and validation reports too (scoring counts their
-    words); training never asks for the texts of the test split.
+    words); training never asks for the texts of the test split. training: the pictures of "train" will be augmented.
     """
     splits = tuple(inputs)
     try:
@@ -46,13 +51,18 @@ def open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts=Fa
     everything = {split: everything[split] for split in splits}
     for split, rows in everything.items():
         problems.check(bool(rows), f"{args.ann_path} has no {split} studies")
-    broken = {}
+    broken, caches, known = {}, {}, None
     if problems.check(Path(args.image_dir).is_dir(), f"--image_dir: no folder {args.image_dir}"):
-        settings = {"cleaning": args.cleaning, "max_views": args.max_views, "depth": args.picture_check}
-        broken = check_studies(everything, args.image_dir, **settings)
+        if args.picture_cache and not problems.texts:
+            kinds = {"train": args.augment if training else "none"}
+            caches = {s: _open_cache(args, s, rows, kinds.get(s, "none")) for s, rows in everything.items()}
+            known = {path: why for cache in caches.values() for path, why in cache.manifest["broken"].items()}
+        settings = {"cleaning": args.cleaning, "max_views": args.max_views, "depth": args.picture_check, "known": known}
+        broken = processes.from_first(lambda: check_studies(everything, args.image_dir, **settings))
     studies = without_broken(everything, broken, skip=args.skip_broken, problems=problems)
     card = data_card(studies, broken, name=args.dataset_name, ann_path=args.ann_path, max_views=args.max_views)
     data = RunData(studies, card, {split: len(rows) for split, rows in everything.items()}, texts=reports)
+    data.caches = caches
     that_read = {name: [split for split in splits if name in inputs[split]] for name in ("masks", "diagnosis", "labels")}
     if that_read["masks"]:
         _open_masks(args, data, that_read["masks"], problems)
@@ -61,6 +71,16 @@ def open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts=Fa
     if that_read["labels"]:
         data.tables["labels"] = _read_labels(args, "labels_path", data, that_read["labels"], problems)
     return data
+
+
+def _open_cache(args, split: str, rows: list[Study], kind: str) -> PictureCache:
+    """The decoded pictures of a split, made by the first process where they are not there yet."""
+    sizes = Augmentation(kind, args.image_size, args.resize_filter)
+    folder = Path(args.knowledge_dir) / "pictures" / f"{sizes.name}_{args.max_views}" / split
+    paths = [path for study in rows for path in study.pictures[: args.max_views]]
+    make = lambda: open_cache(folder, args.image_dir, paths, sizes.resize, name=sizes.name)  # noqa: E731
+    processes.from_first(lambda: make() and None)
+    return make()
 
 
 def _open_masks(args, data: RunData, splits, problems: Problems) -> None:
@@ -121,4 +141,5 @@ def make_dataset(args, data: RunData, split: str, needs: set[str], tokenizer, *,
         tokens_of=lambda report: tokenizer.encode_padded(report, args.max_seq_length + 1),
         tables=data.tables,
         mask_rule=None if data.masks is None else MaskRule(data.masks, **rule),
+        cache=data.caches.get(split),
     )

@@ -68,11 +68,19 @@ def read_annotation(path: str | Path) -> dict[str, list[Study]]:
 
 
 def check_studies(
-    studies: dict[str, list[Study]], image_dir: str | Path, *, cleaning: str, max_views: int, depth: str, progress=True
+    studies: dict[str, list[Study]],
+    image_dir: str | Path,
+    *,
+    cleaning: str,
+    max_views: int,
+    depth: str,
+    known: dict[str, str] | None = None,
+    progress=True,
 ) -> dict[str, str]:
     """Look at every study and at the pictures that will be used; returns {study id: what is wrong} for the broken ones.
 
-    depth: "full" decodes each picture, "quick" reads its header and its end.
+    depth: "full" decodes each picture, "quick" reads its header and its end. known: {picture: what is wrong} where the
+    pictures have been decoded already; no file is opened then.
     """
     image_dir = Path(image_dir)
     broken: dict[str, str] = {}
@@ -87,9 +95,14 @@ def check_studies(
         elif not study.pictures:
             broken[study.id] = "no picture"
         else:
-            jobs += [(study.id, image_dir / picture) for picture in study.pictures[:max_views]]
+            jobs += [(study.id, picture) for picture in study.pictures[:max_views]]
+    if known is not None:
+        for name, picture in jobs:
+            if picture in known:
+                broken.setdefault(name, known[picture])
+        return broken
     with ThreadPoolExecutor(8) as pool:
-        results = pool.map(lambda job: picture_problem(job[1], depth), jobs)
+        results = pool.map(lambda job: picture_problem(image_dir / job[1], depth), jobs)
         bar = tqdm(
             zip(jobs, results),
             total=len(jobs),

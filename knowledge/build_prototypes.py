@@ -193,7 +193,7 @@ def read_flags(argv):
     own.add_argument("--out", help="where the prototypes go [<knowledge_dir>/prototypes.pt]")
     own.add_argument("--overwrite", action="store_true", help="replace prototypes that were built from other inputs")
     args, rest = parser.parse_known_args(argv)
-    flags = parse(["--model", "xpronet", *rest], "train", systems=tuple(SYSTEMS))
+    flags = parse(["--model", "xpronet", "--no-picture_cache", *rest], "train", systems=tuple(SYSTEMS))  # read once
     args.out = args.out or flags.prototypes
     return args, flags
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 import torchvision
 
+from modules import processes
 from modules.artefact import git_state, sha256, write_json
 from modules.errors import InputError
 from modules.flags import all_flags
@@ -69,10 +71,13 @@ def write_run(folder: Path, facts: dict, *, resume: bool) -> None:
 
 
 class RunLog:
-    """One row per event, to log.jsonl and to the console. A value that is no finite number is written as null."""
+    """One row per event, to log.jsonl and to the console. A value that is no finite number is written as null.
+
+    Of several processes the first one's is kept.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.file = open(folder / "log.jsonl", "a", encoding="utf-8")
+        self.file = open(os.devnull if processes.rank() else folder / "log.jsonl", "a", encoding="utf-8")
 
     def write(self, event: str, *, quiet: bool = False, **values) -> None:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

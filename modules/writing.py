@@ -3,12 +3,16 @@
 import torch
 from tqdm import tqdm
 
+from modules import processes
 from modules.decoding import DecodingSettings, write_reports
 
 
 @torch.no_grad()
 def write_split(system, loader, tokenizer, settings: DecodingSettings, *, precision, device, progress=True) -> dict:
-    """{study id: {"prediction": text, further columns}} for every study of the loader; none is lost, whatever the batch."""
+    """{study id: {"prediction": text, further columns}} for every study of the split; none is lost, whatever the batch.
+
+    With several processes each writes its share; every one returns the whole.
+    """
     was_training = system.training
     system.eval()
     written = {}
@@ -19,4 +23,4 @@ def write_split(system, loader, tokenizer, settings: DecodingSettings, *, precis
         for row, name in enumerate(batch.ids):
             written[name] = {column: values[row] for column, values in columns.items()}
     system.train(was_training)
-    return written
+    return processes.gather(written)

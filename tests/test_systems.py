@@ -40,8 +40,8 @@ def own_flags(name: str, mini) -> list[str]:
 
 
 def read(name: str, mini, *more):
-    words = ["--model", name, "--dataset_name", "miniature", "--data_dir", str(mini / "data"), *TINY_MODEL, *own_flags(name, mini)]
-    return parse([*words, *more], "train", systems=NAMES)
+    words = ["--model", name, "--dataset_name", "miniature", "--data_dir", str(mini / "data"), "--no-picture_cache"]
+    return parse([*words, *TINY_MODEL, *own_flags(name, mini), *more], "train", systems=NAMES)
 
 
 def prepare(args, split: str = "train"):
@@ -76,7 +76,7 @@ def two_steps(args, mini, folder):
                          parts=system_module(args.model).parts(system))  # fmt: skip
     system.train()
     for _, batch in zip(range(2), loader_of(args, data, tokenizer, system, "train")):
-        trainer.update(batch)
+        trainer.update([batch])
         for name, parameter in system.named_parameters():
             if parameter.requires_grad:
                 assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
