@@ -65,8 +65,8 @@ def main(argv=None) -> None:
 
     if args.iek:
         diagnose_studies(args, data, device, parts)
-    training = data.texts["train"]
-    tokenizer = Tokenizer.from_state_dict(content["tokenizer"]) if ours else module.make_tokenizer(training, args)
+    words = data.corpora["train"]
+    tokenizer = Tokenizer.from_state_dict(content["tokenizer"]) if ours else module.make_tokenizer(words, args)
     system = module.build(args, tokenizer, parts)
     module.load_start(system, content, args.load, args)
     system = system.to(device).eval()
@@ -77,8 +77,8 @@ def main(argv=None) -> None:
         return  # the first process has every report and scores them once
 
     rule = {"rule": args.cleaning, "threshold": args.reference_threshold, "max_words": args.reference_words}
-    references = R2GenReferences(training, **rule)
-    constant = best_constant_report(training, data.texts["val"], references)
+    references = R2GenReferences(words, **rule)
+    constant = best_constant_report(data.texts["train"], data.texts["val"], references)
     studies = data.studies[args.split]
     rows = [references.row(study.id, study.report, **written[study.id], constant=constant) for study in studies]
     folder = results_folder(args, ours)

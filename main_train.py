@@ -73,8 +73,7 @@ def main(argv=None) -> None:
     processes.from_first(lambda: write_run(folder, facts, resume=args.resume is not None))
     if args.iek:
         diagnose_studies(args, data, device)
-    reports = [study.report for study in data.studies["train"]]
-    tokenizer = module.make_tokenizer(reports, args)
+    tokenizer = module.make_tokenizer(data.corpora["train"], args)
     shared = {"data": data, "tokenizer": tokenizer, "module": module, "device": device}
     with Meteor() as meteor:
         reason = processes.from_first(meteor.check)
@@ -120,7 +119,7 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, de
     val_loader = make_loader(validation, batch_size=part, shuffle=False, **settings)
     decoding, precision = DecodingSettings.from_flags(args), Precision(args.precision, device)
     texts = R2GenReferences(
-        [study.report for study in data.studies["train"]],
+        data.corpora["train"],
         rule=args.cleaning,
         threshold=args.reference_threshold,
         max_words=args.reference_words,
