@@ -73,7 +73,7 @@ def start_up(args) -> tuple[dict[str, float], object]:
         mark = time.perf_counter()
 
     module, problems = system_module(args.model), Problems()
-    data = open_data(args, ("train", "val"), problems, masks=False, diagnosis=False)
+    data = open_data(args, {"train": set(), "val": set()}, problems, training=True)
     problems.stop_if_any()
     lap("annotation, checks, words of the reports")
     tokenizer = module.make_tokenizer(data.corpora["train"], args)

@@ -12,9 +12,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from data.picture_cache import PictureCache
-from data.pictures import Augmentation, open_picture, square, to_tensor
+from data.pictures import Augmentation, open_picture, to_tensor
 from data.studies import Study
 from modules import processes
+from modules.errors import InputError
 
 
 @dataclass
@@ -72,6 +73,7 @@ class StudyDataset(Dataset):
         image_size: int,
         max_views: int,
         augment: str = "none",
+        resize_filter: str = "bicubic",
         seed: int = 0,
         tokens: np.ndarray | None = None,
         tables: dict[str, dict] | None = None,
@@ -80,7 +82,7 @@ class StudyDataset(Dataset):
     ) -> None:
         self.studies, self.image_dir = studies, str(image_dir)
         self.needs, self.image_size, self.max_views = needs, image_size, max_views
-        self.augment, self.seed, self.epoch = Augmentation(augment), seed, 0
+        self.augment, self.seed, self.epoch = Augmentation(augment, image_size, resize_filter), seed, 0
         self.mask_rule, self.cache = mask_rule, cache
         self.tables = {
             name: torch.tensor(np.asarray([table[study.id] for study in studies]), dtype=torch.long)
@@ -95,7 +97,7 @@ class StudyDataset(Dataset):
     def _picture(self, path: str) -> Image.Image:
         if self.cache is not None:
             return self.cache.get(path)
-        return square(open_picture(f"{self.image_dir}/{path}"), self.image_size)
+        return self.augment.resize(open_picture(f"{self.image_dir}/{path}"))
 
     def __getitem__(self, place: int) -> dict:
         """The study at `place`; ~place gives the same one as a fill-in (see StepShares)."""
@@ -137,15 +139,25 @@ def collate(items: list[dict]) -> Batch:
 
 
 def make_loader(
-    dataset: StudyDataset, *, batch_size: int, num_workers: int, shuffle: bool, pin: bool = False, accumulate: int = 1
+    dataset: StudyDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    shuffle: bool,
+    pin: bool = False,
+    accumulate: int = 1,
+    drop_last: bool = False,
 ):
     """DataLoader of this process's Batches.
 
-    shuffle: steps of batch_size studies over all processes, split by StepShares. Else every study once, in order, the
-    processes taking turns.
+    shuffle: steps of batch_size studies over all processes, split by StepShares; drop_last leaves an incomplete last step
+    out. Else every study once, in order, the processes taking turns.
     """
+    if drop_last and len(dataset) < batch_size:
+        raise InputError(f"--drop_last leaves nothing: {len(dataset)} training studies, --batch_size {batch_size}")
     if shuffle:
-        order = {"batch_sampler": StepShares(dataset, batch_size, processes.rank(), processes.count(), accumulate)}
+        shares = StepShares(dataset, batch_size, processes.rank(), processes.count(), accumulate, drop_last)
+        order = {"batch_sampler": shares}
     else:
         order = {"batch_size": batch_size, "sampler": range(processes.rank(), len(dataset), processes.count())}
     return DataLoader(dataset, num_workers=num_workers, collate_fn=collate, pin_memory=pin, **order)
@@ -159,16 +171,19 @@ class StepShares(torch.utils.data.Sampler):
     without one gets the step's first as a fill-in that does not count.
     """
 
-    def __init__(self, dataset: StudyDataset, batch_size: int, rank: int, count: int, accumulate: int) -> None:
+    def __init__(
+        self, dataset: StudyDataset, batch_size: int, rank: int, count: int, accumulate: int, drop_last: bool = False
+    ) -> None:
         self.dataset, self.batch_size = dataset, batch_size
+        self.studies = len(dataset) // batch_size * batch_size if drop_last else len(dataset)
         self.rank, self.count, self.accumulate = rank, count, accumulate
 
     def __len__(self) -> int:
-        return math.ceil(len(self.dataset) / self.batch_size) * self.accumulate
+        return math.ceil(self.studies / self.batch_size) * self.accumulate
 
     def __iter__(self):
         draw = torch.Generator().manual_seed(self.dataset.seed * 100_003 + self.dataset.epoch)
-        order = torch.randperm(len(self.dataset), generator=draw).tolist()
+        order = torch.randperm(len(self.dataset), generator=draw).tolist()[: self.studies]
         for start in range(0, len(order), self.batch_size):
             step = order[start : start + self.batch_size]
             parts = self.count * self.accumulate

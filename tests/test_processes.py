@@ -1,6 +1,5 @@
 """Several processes, real ones over gloo: the same losses and the same scores as one, and a clear end when one dies."""
 
-import argparse
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ from torch import nn
 
 from data.batches import Batch, StepShares
 from modules.checkpoint import load_checkpoint
+from modules.flags import parse
 from modules.trainer import Trainer
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -122,7 +122,7 @@ class Line(nn.Module):
 
 def test_accumulated_loss_is_that_of_the_step(tmp_path):
     """Parts with different numbers of words weigh by their words, a fill-in nothing."""
-    args = argparse.Namespace(lr_ve=0, lr_ed=1e-3, weight_decay=0, step_size=1, lr_gamma=1, precision="float32", clip_norm=0)
+    args = parse(["--dataset_name", "miniature", "--clip_norm", "0"], "train", systems=("ekagen",))
     made = Trainer(Line(), None, None, args=args, device=torch.device("cpu"), folder=tmp_path, log=None, carried={})
     parts = [Batch(["a"], tokens=torch.tensor([[3, 0, 0]])), Batch(["b"], tokens=torch.tensor([[1, 2, 6]]))]
     values = made.update([*parts, Batch(["a"], tokens=torch.tensor([[9, 9, 9]]), fill=True)])
