@@ -25,6 +25,8 @@ def run_command(args) -> bool:
     chosen = [name for name in ("score", "compare", "table") if getattr(args, name)]
     if len(chosen) > 1:
         raise InputError(f"--{' and --'.join(chosen)}: one at a time")
+    if args.compare and len(args.compare) != 2:
+        raise InputError(f"--compare takes two files, not {len(args.compare)}")
     if args.export and not args.score:
         raise InputError("--export goes with --score")
     if not chosen:
