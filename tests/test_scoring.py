@@ -591,6 +591,8 @@ def test_score_compare_and_table_from_the_command_line(no_java, annotation, spli
     [
         (["--score", "none.csv"], "no file none.csv"),
         (["--score", "a", "--table", "b"], "--score and --table: one at a time"),
+        (["--score", "a", "--load", "best.pt"], "--score and --load: one at a time"),
+        (["--compare", "a", "b", "--bootstrap", "0"], "--bootstrap must be 1 or more"),
         (["--export", "rexrank"], "--export goes with --score"),
         (["--compare", "a.csv"], "--compare takes two files"),
         (["--score", "a.csv", "--extra_metrics", "radeval:crimson"], "sends reports to a service"),
