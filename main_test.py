@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from data.batches import make_loader
+from data.pictures import open_picture
 from data.prepare import make_dataset, open_data
 from data.studies import card_text
 from knowledge.diagnose import diagnose_studies
@@ -18,6 +19,8 @@ from modules.flags import RELEASED_FILES, all_flags, parse
 from modules.metrics import best_constant_report, format_table, score
 from modules.precision import Precision, choose_device, seed_everything
 from modules.reports import R2GenReferences, write_predictions
+from modules.results_page.build import write_page
+from modules.results_page.evidence import Attention, write_evidence
 from modules.run_folder import describe_run
 from modules.tokenizer import Tokenizer
 from modules.writing import write_split
@@ -71,7 +74,8 @@ def main(argv=None) -> None:
     system = system.to(device).eval()
     dataset = make_dataset(args, data, args.split, system.needs(training=False), tokenizer, training=False)
     loader = make_loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers, shuffle=False)
-    written = write_split(system, loader, tokenizer, decoding, precision=precision, device=device)
+    watch = Attention(system, tokenizer, studies=len(dataset), views=args.max_views) if args.page else None
+    written = write_split(system, loader, tokenizer, decoding, precision=precision, device=device, watch=watch)
 
     rule = {"rule": args.cleaning, "threshold": args.reference_threshold, "max_words": args.reference_words}
     references = R2GenReferences(training, **rule)
@@ -99,6 +103,9 @@ def main(argv=None) -> None:
         f"knowledge: {facts['knowledge_fallbacks']} of {len(rows)} studies have a diagnosis without an entry of its own"
     )
     print(f"written: {predictions} and metrics_{args.split}.json")
+    if args.page:
+        write_evidence(folder / f"evidence_{args.split}.jsonl", dataset, watch.rows, open_picture)
+        print(f"results page: {write_page(folder, args.split)}")
 
 
 def results_folder(args, ours: bool) -> Path:

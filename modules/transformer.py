@@ -40,6 +40,12 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
+    @staticmethod
+    def shares(q: torch.Tensor, k: torch.Tensor, *, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """What `attend` mixes with: projected queries and keys -> [B, heads, L, S], each row sums to 1."""
+        scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
+        return (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(-1)
+
 
 class FeedForward(nn.Module):
     """Linear, ReLU, dropout, Linear."""
@@ -90,11 +96,19 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x, position, keys, values, memory_mask, report_mask) -> torch.Tensor:
         """Teacher-forced pass. x [B, L, D]; report_mask bool [B, 1, L, L], memory_mask bool [B, 1, 1, P] or None."""
+        return self._rest(self._read(x, position, report_mask), position, keys, values, memory_mask)
+
+    def looks(self, x, position, keys, values, memory_mask, report_mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `forward`, and where each token looks: [B, L, D] and [B, L, P], the mean over the heads."""
+        x, a = self._read(x, position, report_mask), self.cross_attention
+        shares = a.shares(a.project("q", self.norm2(x) + position), keys, mask=memory_mask).mean(1)
+        return self._rest(x, position, keys, values, memory_mask), shares
+
+    def _read(self, x, position, report_mask):
         a, y = self.self_attention, self.norm1(x)
         placed = y + position
         q, k, v = a.project("q", placed), a.project("k", placed), a.project("v", y)
-        x = x + self.dropout(a.attend(q, k, v, mask=report_mask))
-        return self._rest(x, position, keys, values, memory_mask)
+        return x + self.dropout(a.attend(q, k, v, mask=report_mask))
 
     def step(self, x, position, keys, values, memory_mask, cache, at: int) -> torch.Tensor:
         """One token per beam. x [B, K, D]; cache: (keys, values) [B * K, heads, L, d], filled up to `at` exclusive."""
