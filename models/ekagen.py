@@ -193,7 +193,8 @@ class EKAGen(nn.Module):
         """Everything about a study that no token changes, made once. First axis of every tensor: B.
 
         "patches" [B, P, D], the encoder's output; "outside" bool [B, V, h, w], their grid (True = no picture there); per
-        layer i "keys.i", "values.i" [B, heads, P, D / heads] and "knowledge.i" [B, L, D]; "mask" bool [B, 1, 1, P] (True = a real patch) where some are not.
+        layer i "keys.i", "values.i" [B, heads, P, D / heads] and "knowledge.i" [B, L, D]; "mask" bool [B, 1, 1, P]
+        (True = a real patch) where some are not.
         """
         pictures = getattr(batch, VIEW_FIELD[view or self.eval_view])
         studies, views = pictures.shape[:2]

@@ -22,7 +22,7 @@ class Browser:
     def __init__(self, profile: Path, width: int = 1280, height: int = 800) -> None:
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
-        command = f'exec "{CHROMIUM}" {OPTIONS} --user-data-dir="{profile}" --window-size={width},{height} about:blank'
+        command = f'exec "{CHROMIUM}" {OPTIONS} --user-data-dir="{profile}" about:blank'
         self.process = subprocess.Popen(
             ["bash", "-c", f"{command} 3<&{to_browser} 4>&{from_browser}"],
             pass_fds=(to_browser, from_browser),
@@ -35,6 +35,8 @@ class Browser:
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
 
     def __enter__(self) -> "Browser":
         return self

@@ -50,6 +50,11 @@ const shown = (value, digits = 3) =>
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
 const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : noun.endsWith("y") ? "" : "s"}`;
 const studiesOf = (count) => `${count.toLocaleString("en")} ${count === 1 ? "study" : "studies"}`;
+const digits = new Map(); // a score that is a whole number in every study is written as one
+function scoreText(study, k) {
+  if (!digits.has(k)) digits.set(k, STUDIES.every(({ scores }) => scores[k] === null || Number.isInteger(scores[k])) ? 0 : 3);
+  return study.scores[k] === null ? "n/a" : study.scores[k].toFixed(digits.get(k));
+}
 const metricName = (name) => name.replace(/BLEU_/g, "BLEU-").replace(/ROUGE_L/g, "ROUGE-L");
 
 /** What the run kept of a study's pictures and attention; null while the file is still being read, or if it has none. */
@@ -97,9 +102,8 @@ function drawScores() {
   const { studies, distinct_reports: distinct, commonest_share: commonest } = RUN.scalars;
   tiles.append(el("div", { class: "tile" }, el("h3", { text: "Distinct reports" }), el("div", { class: "value", text: distinct.toLocaleString("en") }),
     el("p", { text: `of ${studies.toLocaleString("en")}; the commonest is ${percent(commonest)}` })));
-  view.append(tiles, findingsTable());
-
-  for (const table of RUN.tables) view.append(...metricTable(table));
+  const tables = RUN.tables.map(metricTable);
+  view.append(tiles, ...(tables.shift() || []), findingsTable(), ...tables.flat());
   const notes = Object.entries(RUN.notes);
   if (notes.length) view.append(el("h2", { text: "Notes" }), el("ul", { class: "notes" }, ...notes.map(([key, text]) => el("li", { text: `${key}: ${text}` }))));
   const rest = Object.entries(RUN.scalars).filter(([key]) => !key.includes("/"));
@@ -146,7 +150,7 @@ function findingsTable() {
     if (!counts.some(Boolean)) return;
     body.append(el("tr", {}, el("th", { scope: "row", text: label }), ...counts.map((count, c) => el("td", { class: "number" },
       count ? el("button", { type: "button", class: "link", text: count.toLocaleString("en"), "aria-label": `${count} studies: ${label} ${columns[c][1]}`,
-        onclick: () => showFiltered(String(k), columns[c][0]) }) : "0"))));
+        onclick: () => showFiltered(String(k), columns[c][0]) }) : el("span", { class: "quiet", text: "0" })))));
   });
   const head = el("tr", {}, el("th", { text: "finding" }), ...columns.map(([kind, name]) =>
     el("th", { class: "number", text: `${name}${RELATIONS[kind] && RELATIONS[kind].sign ? ` ${RELATIONS[kind].sign}` : ""}` })));
@@ -159,8 +163,7 @@ function showFiltered(label, kind) {
   $("search").value = "";
   $("filter-label").value = label;
   $("filter-relation").value = kind;
-  selected = -1;
-  refill();
+  current = null;
   location.hash = "#studies";
 }
 
@@ -197,8 +200,8 @@ function fillChoices() {
   $("filters").addEventListener("submit", (event) => event.preventDefault());
 }
 
-/** Filter and sort anew; the study that is open stays selected where it is still listed. */
-function refill() {
+/** Filter and sort anew and open the first study; with `keep` the one that is open stays so while it is listed. */
+function refill(keep = false) {
   const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   const label = $("filter-label").value, kind = $("filter-relation").value, sort = $("sort").value;
   const labels = label === "" ? RUN.labels.map((_, k) => k) : [Number(label)];
@@ -226,9 +229,9 @@ function refill() {
   $("rows").style.height = `${order.length * ROW}px`;
   $("list").scrollTop = 0;
   selected = current === null ? -1 : order.indexOf(current.number);
-  if (selected < 0 && order.length && $("view-studies").hidden === false) select(0);
+  const open = keep && selected >= 0 ? selected : 0;
+  if (order.length && !$("view-studies").hidden) select(open);
   drawRows(true);
-  if (selected >= 0) reveal(selected);
   if (current) drawPlace();
 }
 
@@ -263,7 +266,7 @@ function row(place) {
   shot ? el("img", { class: "thumb", alt: "", src: `data:image/jpeg;base64,${shot.jpeg}` }) : el("div", { class: "thumb" }),
   el("div", {},
     el("div", { class: "line" }, el("span", { class: "id", text: study.id }),
-      el("span", { class: "score", text: sort === "" ? "" : shown(study.scores[sort]) })),
+      el("span", { class: "score", text: sort === "" ? "" : scoreText(study, sort) })),
     el("div", { class: "text", text: study.texts[1].slice(0, 160) || "(empty prediction)" }),
     el("div", { class: "counts" }, ...(counts.length ? counts.map(([kind, count]) => el("span", { class: kind, text: `${RELATIONS[kind].sign} ${count} ${RELATIONS[kind].text}` }))
       : [el("span", { class: "ok", text: "no finding differs" })]))));
@@ -422,7 +425,7 @@ function remarks(found, picture) {
   if (attention && word !== null) {
     const [views, height, breadth] = attention.grid, text = document.querySelector(`#prediction [data-word="${word}"]`).textContent;
     const [full, wide] = attention.full_grid, coarse = full * wide > height * breadth ? `, kept at ${height} \u00d7 ${breadth} of ${full} \u00d7 ${wide}` : "";
-    lines.push(`\u201c${text}\u201d, word ${word + 1}: the strongest patch holds ${percent(attention.peak[word])} of its attention, an even look would be ${percent(1 / (views * full * wide))}. Mean over heads and layers${coarse}.`);
+    lines.push(`\u201c${text}\u201d, word ${word + 1}: the strongest patch holds ${percent(attention.peak[word])} of its attention, an even look would give each ${percent(1 / (views * full * wide))}. Coloured: more than even; mean over heads and layers${coarse}.`);
   } else if (attention) {
     const words = current.texts[1].match(/\S+/g) || [];
     lines.push(attention.peak.length === words.length ? "Select a word of the prediction to see where the model looked when it wrote it."
@@ -452,7 +455,8 @@ function drawMask(canvas, picture) {
   canvas.width = canvas.height = side;
   if (!picture.mask || !overlay.mask) return;
   const packed = bytes(picture.mask), pen = canvas.getContext("2d"), image = pen.createImageData(side, side);
-  const inside = (x, y) => x >= 0 && y >= 0 && x < side && y < side && (packed[(y * side + x) >> 3] >> (7 - ((y * side + x) & 7))) & 1;
+  const bit = (at) => (packed[at >> 3] >> (7 - (at & 7))) & 1;
+  const inside = (x, y) => x < 0 || y < 0 || x >= side || y >= side || bit(y * side + x); // no line along the picture's own border
   const dark = picture.mask_used ? 255 * (1 - (FLAGS.gamma ?? 0.4)) * overlay.strength : 0;
   for (let y = 0; y < side; y++) for (let x = 0; x < side; x++) {
     const at = 4 * (y * side + x), here = inside(x, y);
@@ -462,16 +466,20 @@ function drawMask(canvas, picture) {
   pen.putImageData(image, 0, 0);
 }
 
-/** The chosen word's map, smoothly enlarged: from nothing over orange to bright yellow. */
+/** The chosen word's map, smoothly enlarged: nothing where it looked evenly or less, orange, yellow at its strongest. */
 function drawAttention(canvas, attention) {
   const side = 256;
   canvas.width = canvas.height = side;
   if (!attention || word === null) return;
   const [views, height, breadth] = attention.grid, cells = height * breadth;
   if (viewNumber >= views) return;
-  const start = (word * views + viewNumber) * cells, map = bytes(attention.maps).subarray(start, start + cells);
+  const all = bytes(attention.maps).subarray(word * views * cells, (word + 1) * views * cells);
+  const even = all.reduce((sum, value) => sum + value, 0) / all.length, map = all.subarray(viewNumber * cells, (viewNumber + 1) * cells);
   const small = el("canvas", { width: breadth, height }), brush = small.getContext("2d"), image = brush.createImageData(breadth, height);
-  map.forEach((value, k) => image.data.set([255, 110 + value * 0.47, 20, value * overlay.strength * 0.85], 4 * k));
+  map.forEach((value, k) => {
+    const more = even < 255 ? Math.max(0, value - even) / (255 - even) : 0;
+    image.data.set([255, 120 + 110 * more, 20, 235 * overlay.strength * more], 4 * k);
+  });
   brush.putImageData(image, 0, 0);
   const pen = canvas.getContext("2d");
   pen.imageSmoothingEnabled = true;
@@ -509,7 +517,7 @@ function diagnosis(study) {
 
 function knowledge(study) {
   if (study.expert === null && study.distance === "") return null;
-  const match = study.distance === "" ? "" : study.distance === "0" ? "written for this very diagnosis" : `nearest entry, ${study.distance} label${study.distance === "1" ? "" : "s"} away from the diagnosis`;
+  const match = study.distance === "" ? "" : study.distance === "0" ? "the entry of exactly this diagnosis" : `nearest entry, ${study.distance} label${study.distance === "1" ? "" : "s"} away from the diagnosis`;
   const [id, text] = study.expert || ["", ""];
   return el("div", { class: "block", id: "knowledge" }, el("h3", { text: `Knowledge: expert report ${id}` }), el("p", { class: "quiet", text: match, style: "margin-bottom:.4rem" }),
     text ? el("blockquote", { text }) : null);
@@ -517,7 +525,7 @@ function knowledge(study) {
 
 function values(study) {
   return el("div", { class: "block" }, el("h3", { text: "Scores of this study" }), el("dl", { class: "values" }, ...RUN.scores.map((score, k) =>
-    el("div", {}, el("dt", { text: metricName(score.name) }), el("dd", { text: shown(study.scores[k]) })))));
+    el("div", {}, el("dt", { text: metricName(score.name) }), el("dd", { text: scoreText(study, k) })))));
 }
 
 // ---------------------------------------------------------------------------------------------------- training
@@ -540,8 +548,8 @@ function drawTraining() {
     const own = names.filter((name) => name.startsWith(prefix) && !taken.has(name));
     own.forEach((name) => taken.add(name));
     if (!own.length) continue;
-    choices.append(el("fieldset", {}, el("legend", { text: title }), ...own.map((name) => el("label", {},
-      el("input", { type: "checkbox", value: name, checked: first.has(name), onchange: draw }), metricName(name.slice(prefix.length)), name === monitor ? " (chooses best.pt)" : ""))));
+    choices.append(el("div", { class: "choice", role: "group", "aria-label": title }, el("span", { class: "quiet", text: title }), el("div", {}, ...own.map((name) => el("label", {},
+      el("input", { type: "checkbox", value: name, checked: first.has(name), onchange: draw }), metricName(name.slice(prefix.length)), name === monitor ? " (chooses best.pt)" : "")))));
   }
   const legend = el("p", {}, ...rounds.map((round, k) => el("span", { class: "legend-line" },
     svgLine(k), `${round.name}${round.best_epoch ? `, best at epoch ${round.best_epoch}` : ""}`)));
@@ -584,12 +592,12 @@ function chart(name, rounds) {
     picture.append(svg("line", { class: "grid", x1: L, x2: W - R, y1: py(value), y2: py(value) }), text);
   }
   const columns = ticks(x0, x1, 6);
-  for (const value of columns.found.filter((x) => Number.isInteger(x) && x >= x0 && x <= x1)) {
+  for (const value of columns.found.filter((x) => Number.isInteger(x) && x > x0 && x <= x1)) {
     const text = svg("text", { x: px(value), y: H - 11, "text-anchor": "middle" });
     text.textContent = value;
     picture.append(text);
   }
-  const unit = svg("text", { x: W - R, y: H, "text-anchor": "end" });
+  const unit = svg("text", { x: L, y: H - 11, "text-anchor": "end", dx: -8 });
   unit.textContent = "epoch";
   picture.append(unit);
   for (const { k, round, points } of lines) {
@@ -659,7 +667,7 @@ function show() {
   if (view === "studies") {
     const wanted = id ? STUDIES.find((study) => study.id === decodeURIComponent(id)) : null;
     if (wanted && wanted !== current) drawStudy(wanted);
-    refill();
+    refill(true);
     $("list").focus({ preventScroll: true });
   }
 }
