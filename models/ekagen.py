@@ -18,7 +18,7 @@ from modules.errors import InputError, Problems
 from modules.knowledge import KnowledgeBase, load_knowledge
 from modules.labels import CHEXPERT_14
 from modules.tokenizer import Tokenizer
-from modules.transformer import DecoderLayer, EncoderLayer, causal_mask, sine_positions
+from modules.transformer import DecoderLayer, EncoderLayer, causal_mask, sine_positions, watched
 from modules.visual_extractor import VisualExtractor, load_backbone, weights_problem
 
 STRIPPED_WORDS = json.loads((Path(__file__).parent / "ekagen_stripped_words.json").read_text(encoding="utf-8"))
@@ -243,16 +243,9 @@ class EKAGen(nn.Module):
 
         One teacher-forced pass, so it serves any report however it was written; mean over heads and layers.
         """
-        length = tokens.shape[1]
-        x, position = self.embedding(tokens), self.embedding.position.weight[:length]
-        report_mask, mask = causal_mask(tokens == self.padding), memory.get("mask")
-        shares = []
-        for number, layer in enumerate(self.decoder):
-            x, share = layer.looks(x, position, memory[f"keys.{number}"], memory[f"values.{number}"], mask, report_mask)
-            if self.aligners is not None:
-                x = self.aligners[number](x, memory[f"knowledge.{number}"][:, :length])
-            shares.append(share)
-        return torch.stack(shares).mean(0).unflatten(-1, memory["outside"].shape[1:])
+        with watched(layer.cross_attention for layer in self.decoder) as seen:
+            self.logits(memory, tokens)
+        return torch.stack(seen).mean(0).unflatten(-1, memory["outside"].shape[1:])
 
     def step(self, tokens: torch.Tensor, memory: dict, cache: dict | None) -> tuple[torch.Tensor, dict]:
         """The next word of each beam: tokens [B, K] (the last ones written) -> logits [B, K, vocabulary], cache."""

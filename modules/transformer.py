@@ -5,6 +5,8 @@ Keys and values are cached as [B, heads, length, D / heads], so a token costs on
 """
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -22,6 +24,7 @@ class Attention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
+        self.seen: list[torch.Tensor] | None = None  # see `watched`
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -37,14 +40,25 @@ class Attention(nn.Module):
     def attend(self, q, k, v, *, mask: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
         """Projected queries, keys, values -> [B, L, D]. mask: bool, True = may be looked at, broadcast to [B, 1, L, S]."""
         dropout = self.dropout if self.training else 0.0
+        if self.seen is not None:
+            scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
+            scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)
+            self.seen.append(scores.softmax(-1).mean(1))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
-    @staticmethod
-    def shares(q: torch.Tensor, k: torch.Tensor, *, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """What `attend` mixes with: projected queries and keys -> [B, heads, L, S], each row sums to 1."""
-        scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
-        return (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(-1)
+
+@contextmanager
+def watched(attentions: Iterable[Attention]) -> Iterator[list[torch.Tensor]]:
+    """Collects what these (not causal) attentions look at inside the `with`: per call [B, L, S], mean over the heads."""
+    attentions, seen = list(attentions), []
+    for attention in attentions:
+        attention.seen = seen
+    try:
+        yield seen
+    finally:
+        for attention in attentions:
+            attention.seen = None
 
 
 class FeedForward(nn.Module):
@@ -96,19 +110,11 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x, position, keys, values, memory_mask, report_mask) -> torch.Tensor:
         """Teacher-forced pass. x [B, L, D]; report_mask bool [B, 1, L, L], memory_mask bool [B, 1, 1, P] or None."""
-        return self._rest(self._read(x, position, report_mask), position, keys, values, memory_mask)
-
-    def looks(self, x, position, keys, values, memory_mask, report_mask) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `forward`, and where each token looks: [B, L, D] and [B, L, P], the mean over the heads."""
-        x, a = self._read(x, position, report_mask), self.cross_attention
-        shares = a.shares(a.project("q", self.norm2(x) + position), keys, mask=memory_mask).mean(1)
-        return self._rest(x, position, keys, values, memory_mask), shares
-
-    def _read(self, x, position, report_mask):
         a, y = self.self_attention, self.norm1(x)
         placed = y + position
         q, k, v = a.project("q", placed), a.project("k", placed), a.project("v", y)
-        return x + self.dropout(a.attend(q, k, v, mask=report_mask))
+        x = x + self.dropout(a.attend(q, k, v, mask=report_mask))
+        return self._rest(x, position, keys, values, memory_mask)
 
     def step(self, x, position, keys, values, memory_mask, cache, at: int) -> torch.Tensor:
         """One token per beam. x [B, K, D]; cache: (keys, values) [B * K, heads, L, d], filled up to `at` exclusive."""

@@ -7,16 +7,18 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from pycocoevalcap.rouge.rouge import Rouge
+
 from modules.artefact import ROOT, write_atomic
 from modules.errors import InputError
 from modules.labels import CHEXPERT_14
-from modules.metrics import METRICS, prepare, score_texts
+from modules.metrics import prepare
 from modules.reports import read_predictions
 from modules.results_page.compare import CONTRADICTED, MISSED, compare
 from modules.results_page.evidence import MASK_SIDE, read_evidence
 
 HERE = Path(__file__).parent
-QUICK = tuple(name for name in METRICS if name != "METEOR")  # scores of a study that need no Java
+SHOWN_ELSEWHERE = ("intervals", "subsets", "by_label", "notes")
 MARKER = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -42,11 +44,16 @@ def write_page(folder: str | Path, split: str = "test") -> Path:
         "split": split,
         "labels": CHEXPERT_14,
         "tables": metric_tables(content["metrics"]),
+        "subsets": [
+            {"name": name, "studies": part["studies"], "tables": metric_tables(part)}
+            for name, part in content["metrics"].get("subsets", {}).items()
+        ],
+        "by_label": content["metrics"].get("by_label", {}),
         "published": published_rows(content),
         "notes": content["metrics"].get("notes", {}),
         "facts": {key: value for key, value in content.items() if key not in ("metrics", "run")},
         "test_run": content.get("run", {}),
-        "scalars": {k: v for k, v in content["metrics"].items() if not isinstance(v, (dict, list))},
+        "texts": {k: v for k, v in content["metrics"].items() if "/" not in k and k not in SHOWN_ELSEWHERE},
         "curves": curves(content, folder),
         "scores": names,
         "experts": experts,
@@ -60,8 +67,8 @@ def write_page(folder: str | Path, split: str = "test") -> Path:
         "run": inert(json.dumps(run, ensure_ascii=False)),
         "studies": inert(json.dumps(studies, ensure_ascii=False, separators=(",", ":"))),
     }
-    template = (HERE / "page.html").read_text(encoding="utf-8")
-    head, foot = MARKER.sub(lambda mark: parts.get(mark.group(1), mark.group()), template).split("{{evidence}}")
+    halves = (HERE / "page.html").read_text(encoding="utf-8").split("{{evidence}}")
+    head, foot = (MARKER.sub(lambda mark: parts[mark.group(1)], half) for half in halves)  # one pass: data may hold {{run}}
     number = {row["id"]: place for place, row in enumerate(rows)}
 
     def write(temporary: Path) -> None:
@@ -132,16 +139,15 @@ def study_list(rows: list[dict], compared: list[dict], scores: list[list]) -> tu
 def study_scores(path: Path, rows: list[dict]) -> tuple[list[dict], list[list]]:
     """What studies can be sorted by: [{"name", "less_is_better"}] and the values of each study, in the order of `rows`.
 
-    From scores_<split>.csv where it lies; else BLEU, ROUGE-L and CIDEr of protocol r2gen. The counts of contradicted and
-    missed findings stand last; their values are added by study_list.
+    From scores_<split>.csv where it lies; else ROUGE-L of protocol r2gen. The counts of contradicted and missed findings
+    stand last; their values are added by study_list.
     """
     if path.is_file():
         names, values = read_scores(path, [row["id"] for row in rows])
     else:
-        texts = ([prepare(row["reference_r2gen"]) for row in rows], [prepare(row["prediction"]) for row in rows])
-        found = score_texts(*texts, metrics=QUICK)[1]
-        names = [f"r2gen/{name}" for name in found]
-        values = [[round(value, 4) for value in column] for column in zip(*found.values())]
+        texts = ((prepare(row["reference_r2gen"]), prepare(row["prediction"])) for row in rows)
+        names = ["r2gen/ROUGE_L"]
+        values = [[round(Rouge().calc_score([told or "\0"], [reference]), 4)] for reference, told in texts]
     listed = [{"name": name, "less_is_better": False} for name in names]
     listed += [{"name": f"{what} findings", "less_is_better": True} for what in ("contradicted", "missed")]
     return listed, values

@@ -46,7 +46,7 @@ function svg(tag, attributes, ...children) {
 }
 
 const shown = (value, digits = 3) =>
-  value === null || value === undefined ? "n/a" : Number.isInteger(value) && Math.abs(value) > 1 ? String(value) : value.toFixed(digits);
+  value === null || value === undefined ? "n/a" : Number.isInteger(value) && value !== 0 && value !== 1 ? String(value) : value.toFixed(digits);
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
 const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : noun.endsWith("y") ? "" : "s"}`;
 const studiesOf = (count) => `${count.toLocaleString("en")} ${count === 1 ? "study" : "studies"}`;
@@ -99,16 +99,15 @@ function drawScores() {
       low === null || low === undefined ? null : el("p", { text: `95% interval ${shown(low)}\u2013${shown(high)}` }),
       constant ? el("p", { text: `constant report ${shown(constant[0])}` }) : null));
   }
-  const { studies, distinct_reports: distinct, commonest_share: commonest } = RUN.scalars;
+  const { studies, distinct_reports: distinct, commonest_share: commonest } = RUN.texts;
   tiles.append(el("div", { class: "tile" }, el("h3", { text: "Distinct reports" }), el("div", { class: "value", text: distinct.toLocaleString("en") }),
     el("p", { text: `of ${studies.toLocaleString("en")}; the commonest is ${percent(commonest)}` })));
   const tables = RUN.tables.map(metricTable);
-  view.append(tiles, ...(tables.shift() || []), findingsTable(), ...tables.flat());
+  view.append(tiles, ...(tables.shift() || []), findingsTable(), ...tables.flat(), ...subsets(), ...byLabel());
   const notes = Object.entries(RUN.notes);
   if (notes.length) view.append(el("h2", { text: "Notes" }), el("ul", { class: "notes" }, ...notes.map(([key, text]) => el("li", { text: `${key}: ${text}` }))));
-  const rest = Object.entries(RUN.scalars).filter(([key]) => !key.includes("/"));
-  view.append(el("h2", { text: "Texts" }), el("dl", { class: "facts" }, ...rest.flatMap(([key, value]) => [
-    el("dt", { text: key.replaceAll("_", " ") }), el("dd", { text: typeof value === "number" ? shown(value) : String(value) })])));
+  view.append(el("h2", { text: "Texts" }), el("dl", { class: "facts" }, ...Object.entries(RUN.texts).flatMap(([key, value]) => [
+    el("dt", { text: key.replaceAll("_", " ") }), el("dd", { text: plainText(value) })])));
   if (RUN.constant) view.append(el("h2", { text: "The constant report" }),
     el("p", { class: "quiet", text: "One training report, the best on validation, given to every study: what a system must beat." }),
     el("blockquote", { text: RUN.constant }));
@@ -135,10 +134,44 @@ function metricTable(table) {
   }
   const head = el("tr", {}, el("th", { text: nlg ? "protocol" : "what" }), el("th", { text: "system" }),
     ...table.columns.map((name) => el("th", { class: "number", text: metricName(name) })));
-  const title = nlg ? "Text metrics" : table.rows[0].row.replace(/^constant\//, "").startsWith("ce") ? "Clinical metrics" : metricName(table.columns.join(", "));
-  const about = nlg ? "The same texts score differently under another preparation, so the protocol is part of each figure. Published rows as their papers give them." : "";
+  const clinical = /^(constant\/)?ce\//.test(table.rows[0].row);
+  const title = nlg ? "Text metrics" : clinical ? "Clinical metrics" : metricName(table.columns.join(", "));
+  const about = nlg ? "The same texts score differently under another preparation, so the protocol is part of each figure. Published rows as their papers give them."
+    : clinical ? "Named by labeler, labels (14 or 5), average, and what an uncertain finding counts as: u0 absent, u1 present." : "";
   return [el("h2", { text: title }), about ? el("p", { class: "quiet", text: about, style: "margin-bottom:.6rem" }) : null,
     el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), body))].filter(Boolean);
+}
+
+/** Scores of parts of the split: a table over them, and every figure of each behind its name. */
+function subsets() {
+  const [first] = RUN.tables, parts = RUN.subsets.filter((part) => part.tables.length);
+  if (!parts.length || !first) return [];
+  const nodes = [el("h2", { text: "Parts of the split" }), el("p", { class: "quiet", text: `Chosen by the references alone; protocol ${first.rows[0].row}.`, style: "margin-bottom:.6rem" })];
+  const body = el("tbody"), own = first.rows[0].row;
+  for (const { name, studies, tables } of parts) for (const row of [own, `constant/${own}`]) {
+    const found = tables.flatMap((table) => table.rows).find((other) => other.row === row);
+    if (found) body.append(el("tr", { class: row === own ? "group" : "" }, el("th", { scope: "row", text: row === own ? name.replace("_", " ") : "" }),
+      el("td", { class: "number", text: row === own ? studies.toLocaleString("en") : "" }), el("td", { text: row === own ? "this system" : "constant report" }), ...found.cells.map(scoreCell)));
+  }
+  nodes.push(el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", { text: "part" }), el("th", { class: "number", text: "studies" }), el("th", { text: "system" }),
+    ...first.columns.map((name) => el("th", { class: "number", text: metricName(name) })))), body)));
+  for (const { name, tables } of parts.filter((part) => part.tables.length > 1)) {
+    nodes.push(el("details", { ontoggle: (event) => { if (event.target.open && event.target.children.length === 1) event.target.append(...tables.flatMap(metricTable)); } },
+      el("summary", { text: `Every figure: ${name.replace("_", " ")}` })));
+  }
+  return nodes;
+}
+
+/** Precision, recall and F1 of each label, by labeler and by what an uncertain finding counts as. */
+function byLabel() {
+  return Object.entries(RUN.by_label).flatMap(([labeler, table]) => {
+    const rules = Object.keys(Object.values(table)[0] || {}), names = Object.keys(Object.values(table)[0]?.[rules[0]] || {});
+    const body = el("tbody", {}, ...Object.entries(table).map(([label, found]) => el("tr", {}, el("th", { scope: "row", text: label }),
+      ...rules.flatMap((rule) => names.map((name) => el("td", { class: "number", title: `${label}, ${rule}, ${name}`, text: shown(found[rule][name]) }))))));
+    const head = [el("tr", {}, el("th"), ...rules.map((rule) => el("th", { class: "number", colspan: names.length, text: rule === "u0" ? "uncertain counts as absent" : rule === "u1" ? "uncertain counts as present" : rule }))),
+      el("tr", {}, el("th", { text: "label" }), ...rules.flatMap(() => names.map((name) => el("th", { class: "number", text: name }))))];
+    return [el("h2", { text: `By label: ${labeler}` }), el("div", { class: "scroll" }, el("table", {}, el("thead", {}, ...head), body))];
+  });
 }
 
 /** How often each finding is stated, agreed on, contradicted ...; every count leads to its studies. */
@@ -629,7 +662,15 @@ function chart(name, rounds) {
 
 // ---------------------------------------------------------------------------------------------------- run
 
-const plainText = (value) => (value === null ? "\u2013" : Array.isArray(value) && value.every((item) => typeof item !== "object") ? value.join(" ") : typeof value === "object" ? JSON.stringify(value) : String(value));
+/** Any value of a JSON file for people: numbers short, lists and objects in a line. */
+function plainText(value) {
+  if (value === null) return "\u2013";
+  if (typeof value === "number") return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(4)));
+  if (Array.isArray(value)) return value.map(plainText).join(" ");
+  if (typeof value === "object") return Object.entries(value).map(([name, item]) => `${name} ${plainText(item)}`).join(", ");
+  return String(value);
+}
+
 const factList = (rows) => el("dl", { class: "facts" }, ...rows.filter(([, value]) => value !== undefined).flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { class: "mono", text: plainText(value) })]));
 
 function drawRun() {
