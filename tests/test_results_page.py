@@ -475,6 +475,7 @@ def test_hostile_reports_stay_text(browser, tmp_path):
     pairs = [(text, text) for text in HOSTILE] + [("no effusion", text) for text in HOSTILE]
     make_results(tmp_path / "run", pairs, attention=made_attention(pairs), more=lambda n: {"knowledge_report": HOSTILE[0]})
     browser.errors.clear()
+    browser.media()
     browser.open(write_page(tmp_path / "run"), "#studies")
     browser.loaded()
     for number, (reference, prediction) in enumerate(pairs):
@@ -506,16 +507,40 @@ def test_a_test_set_as_large_as_mimic_opens_at_once(browser, tmp_path):
     said = ["the heart is enlarged .", "no pleural effusion .", "small left effusion .", "the lungs are clear .", "mild edema ."]
     report = lambda: " ".join(draw.choices(said, k=14))  # noqa: E731
     pairs = [(report(), report()) for _ in range(count)]
-    some = [attention_row(60, 1, map_side(count), seed) for seed in range(8)]
-    make_results(tmp_path / "run", pairs, attention={f"study {n}": some[n % 8] for n in range(count)})
+    rows = {words: attention_row(words, 1, map_side(count), words) for words in {len(told.split()) for _, told in pairs}}
+    seen = {f"study {n}": rows[len(told.split())] for n, (_, told) in enumerate(pairs)}
+    make_results(tmp_path / "run", pairs, attention=seen)
     path = write_page(tmp_path / "run")
     size = path.stat().st_size / 1e6
     browser.errors.clear()
+    browser.media()
     seconds = browser.open(path, "#studies")
     browser.loaded()
-    rows = browser.run("document.querySelectorAll('.row').length")
-    browser.choose("#sort", "1")
+    rows = len(ids(browser))
     browser.press("End")
-    browser.wait("document.querySelector('#viewer img')")
+    browser.click("#prediction [data-word]")
+    assert text(browser, "#detail h2") == f"study {count - 1}" and ink(browser, "attention-canvas") > 0
     print(f"\n{count} studies: {size:.0f} MB, first view after {seconds:.2f} s, {rows} rows in the document")
-    assert seconds < 3 and size < 200 and rows < 40 and browser.errors == []
+    assert seconds < 3 and size < 200 and 5 < rows < 40 and browser.errors == []
+
+
+# ---------------------------------------------------------------------------------------------------- TensorBoard
+
+
+def test_the_log_goes_to_tensorboard_where_that_is_installed(tmp_path, monkeypatch):
+    """Numbers reach a writer with the interface of torch.utils.tensorboard; without the package only log.jsonl is made."""
+    from modules import run_folder
+
+    told = []
+    writer = SimpleNamespace(add_scalar=lambda *values: told.append(values), flush=lambda: None, close=lambda: None)
+    monkeypatch.setattr(run_folder, "open_tensorboard", lambda folder: writer)
+    log = run_folder.RunLog(tmp_path)
+    log.write("round", round=1, teacher="a.pt")
+    log.write("step", epoch=1, step=50, ce=0.5, loss=float("nan"))
+    log.write("val", epoch=2, **{"val/r2gen/CIDEr": 0.3}, best=0.3, best_epoch=1)
+    log.close()
+    assert told == [("round_1/step/ce", 0.5, 50), ("round_1/val/r2gen/CIDEr", 0.3, 2), ("round_1/best", 0.3, 2)]
+    monkeypatch.undo()
+    monkeypatch.setattr(run_folder.importlib.util, "find_spec", lambda name: None)
+    run_folder.RunLog(tmp_path).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
