@@ -365,17 +365,22 @@ function report(study, side) {
   const marks = study.statements[side].map(([k, state, start, end]) => ({ k, state, start, end, kind: state === study.states[side][k] ? study.relations[k] : "n" }));
   const body = el("div", { class: "body", lang: "en" });
   let at = 0, open = null;
+  function close({ node, first, said }) {
+    const about = [...said].join("; ");
+    node.title = about;
+    if (RELATIONS[first.kind].sign) node.append(el("span", { class: "sign", "aria-hidden": "true", text: RELATIONS[first.kind].sign }));
+    if ("xma".includes(first.kind)) node.append(el("span", { class: "hidden-text", text: ` (${about}) ` }));
+    return null;
+  }
   words.forEach((item, number) => {
-    const own = marks.filter((mark) => mark.start < item.end && mark.end > item.start);
-    const key = own.map((mark) => marks.indexOf(mark)).join();
-    if (open && open.key !== key) open = close(open);
+    const own = marks.filter((mark) => mark.start < item.end && mark.end > item.start).sort((a, b) => WEIGHT.indexOf(a.kind) - WEIGHT.indexOf(b.kind));
+    if (open && open.first !== own[0]) open = close(open);
     (open ? open.node : body).append(text.slice(at, item.start));
     if (own.length && !open) {
-      const kind = [...own].sort((a, b) => WEIGHT.indexOf(a.kind) - WEIGHT.indexOf(b.kind))[0].kind;
-      const said = own.map((mark) => `${RUN.labels[mark.k]}: ${SAID[mark.state]} here, ${SAID[study.states[other][mark.k]]} in the ${SIDES[other]}`).join("; ");
-      open = { key, kind, said, node: el("mark", { class: RELATIONS[kind].css, title: said }) };
+      open = { first: own[0], said: new Set(), node: el("mark", { class: RELATIONS[own[0].kind].css }) };
       body.append(open.node);
     }
+    if (open) own.forEach((mark) => open.said.add(`${RUN.labels[mark.k]}: ${SAID[mark.state]} here, ${SAID[study.states[other][mark.k]]} in the ${SIDES[other]}`));
     const node = choose ? el("span", { class: "w", role: "button", tabindex: number ? "-1" : "0", "data-word": number, "aria-pressed": "false", text: item.text }) : item.text;
     (open ? open.node : body).append(node);
     at = item.end;
@@ -388,12 +393,6 @@ function report(study, side) {
     body.addEventListener("keydown", wordKeys);
   }
   return el("div", { class: "report", id: SIDES[side] }, el("h3", {}, side ? "Prediction" : "Reference", el("span", { text: plural(words.length, "word") })), body);
-
-  function close({ node, kind, said }) {
-    if (RELATIONS[kind].sign) node.append(el("span", { class: "sign", "aria-hidden": "true", text: RELATIONS[kind].sign }));
-    if ("xma".includes(kind)) node.append(el("span", { class: "hidden-text", text: ` (${said}) ` }));
-    return null;
-  }
 }
 
 function wordKeys(event) {
@@ -509,9 +508,10 @@ function drawAttention(canvas, attention) {
   const all = bytes(attention.maps).subarray(word * views * cells, (word + 1) * views * cells);
   const even = all.reduce((sum, value) => sum + value, 0) / all.length, map = all.subarray(viewNumber * cells, (viewNumber + 1) * cells);
   const small = el("canvas", { width: breadth, height }), brush = small.getContext("2d"), image = brush.createImageData(breadth, height);
+  const strength = overlay.strength * Math.min(1, 0.25 + 0.25 * (255 / even - 1)); // faint where the look is nearly even
   map.forEach((value, k) => {
     const more = even < 255 ? Math.max(0, value - even) / (255 - even) : 0;
-    image.data.set([255, 120 + 110 * more, 20, 235 * overlay.strength * more], 4 * k);
+    image.data.set([255, 120 + 110 * more, 20, 235 * strength * more], 4 * k);
   });
   brush.putImageData(image, 0, 0);
   const pen = canvas.getContext("2d");
