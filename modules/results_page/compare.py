@@ -1,7 +1,7 @@
 """What two reports say of each of the 14 labels, where they say it, and how the two agree; by the rule-based labeler."""
 
 from modules.labeler import find_statements, label_report, one_line
-from modules.labels import CHEXPERT_14
+from modules.labels import CHEXPERT_14, NO_FINDING
 
 # one letter a label, so that a study's states and relations are two short texts
 STATES = {"positive": "+", "uncertain": "?", "negative": "-", "absent": "."}
@@ -65,11 +65,12 @@ def states(text: str) -> str:
 
 
 def compare(reference: str, prediction: str) -> dict:
-    """Everything the page says of one pair of reports; letters in CHEXPERT_14 order."""
+    """Everything the page says of one pair of reports; letters in CHEXPERT_14 order. No Finding is no statement."""
     said = states(reference), states(prediction)
+    relations = [SILENT if label == NO_FINDING else relation(*pair) for label, *pair in zip(CHEXPERT_14, *said)]
     return {
         "states": said,
-        "relations": "".join(relation(*pair) for pair in zip(*said)),
+        "relations": "".join(relations),
         "statements": (statements(reference), statements(prediction)),
     }
 

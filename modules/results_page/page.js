@@ -522,7 +522,7 @@ function drawAttention(canvas, attention) {
 
 /** The findings both reports speak of, worst first. */
 function findings(study) {
-  const rows = RUN.labels.map((label, k) => ({ label, k, kind: study.relations[k] })).filter(({ label, kind }) => kind !== "." && label !== "No Finding");
+  const rows = RUN.labels.map((label, k) => ({ label, k, kind: study.relations[k] })).filter(({ kind }) => kind !== ".");
   rows.sort((a, b) => WEIGHT.indexOf(a.kind) - WEIGHT.indexOf(b.kind));
   const told = rows.filter(({ kind }) => !"dn".includes(kind)), quiet = (kind) => rows.filter((row) => row.kind === kind).map((row) => row.label.toLowerCase()).join(", ");
   const box = el("div", { class: "block" }, el("h3", { text: "Findings" }));
