@@ -1,4 +1,7 @@
-"""Test a system: `bash test_iu.sh`, or `python main_test.py --load best.pt`; with --image, write one new report."""
+"""Test a system: `bash test_iu.sh`, or `python main_test.py --load best.pt`; with --image, write one new report.
+
+Without weights: --score FILE, --compare A B, --table RUNS (modules/scoring_commands.py).
+"""
 
 import json
 import sys
@@ -11,26 +14,26 @@ from data.studies import card_text
 from knowledge.diagnose import diagnose_studies
 from knowledge.new_study import report_new_study
 from models import SYSTEMS, system_module
-from modules.artefact import ROOT, sha256, write_json
+from modules.artefact import sha256
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.decoding import DecodingSettings
 from modules.errors import InputError, Problems, entry
 from modules.flags import RELEASED_FILES, all_flags, parse
-from modules.metrics import best_constant_report, format_table, score
+from modules.metrics import best_constant_report, format_table
+from modules.optional_metrics import check_extra
 from modules.precision import Precision, choose_device, seed_everything
 from modules.reports import R2GenReferences, write_predictions
 from modules.results_page.build import write_page
 from modules.results_page.evidence import Attention, write_evidence
 from modules.run_folder import describe_run
+from modules.scoring import score_all, write_scores
+from modules.scoring_commands import PUBLISHED, run_command, scoring_settings
 from modules.tokenizer import Tokenizer
 from modules.writing import write_split
 
-PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text(encoding="utf-8"))
 
-
-def read_flags(argv):
+def read_weights(args, argv):
     """Flags and the loaded weights; a checkpoint of ours brings the flags it was trained with."""
-    args = parse(argv, "test", systems=tuple(SYSTEMS))
     if not args.load:
         raise InputError("--load: give a checkpoint of ours (results/<run>/best.pt) or the authors' weights")
     content = load_checkpoint(args.load)
@@ -44,7 +47,10 @@ def read_flags(argv):
 
 @entry
 def main(argv=None) -> None:
-    args, content = read_flags(argv)
+    args = parse(argv, "test", systems=tuple(SYSTEMS))
+    if run_command(args):
+        return
+    args, content = read_weights(args, argv)
     device = choose_device(args.device)
     seed_everything(args.seed, args.deterministic)
     module, problems, ours = system_module(args.model), Problems(), is_ours(content)
@@ -55,18 +61,20 @@ def main(argv=None) -> None:
         report_new_study(args, content, module, decoding, precision, device)
         return
     parts = content["parts"] if ours else None
+    check_extra(args.extra_metrics)
+    scoring = scoring_settings(args)  # a labeler that does not load is told now, not when the reports are written
     # training and validation reports are read for the protocol's word counts and the constant report, not for pictures
-    uses_bot = args.iek and not (parts and "diagnosisbot" in parts and "diagnosisbot" not in args.typed)
-    masks = args.adm and args.eval_view == "masked"
-    data = open_data(args, (args.split,), problems, masks=masks, diagnosis=uses_bot, texts=True)
+    inputs = module.inputs(args, training=False)
+    brought = {"diagnosis"} if parts and "diagnosisbot" in parts and "diagnosisbot" not in args.typed else set()
+    data = open_data(args, {args.split: inputs - brought}, problems, texts=True)
     problems.stop_if_any()
     print(card_text(data.card))
     if args.dry_run:
         print(json.dumps(all_flags(args), indent=1))
         return
 
-    if args.iek:
-        diagnose_studies(args, data, device, parts)
+    if "diagnosis" in inputs:
+        diagnose_studies(args, data, [args.split], device, parts)
     training = data.texts["train"]
     tokenizer = Tokenizer.from_state_dict(content["tokenizer"]) if ours else module.make_tokenizer(training, args)
     system = module.build(args, tokenizer, parts)
@@ -85,9 +93,10 @@ def main(argv=None) -> None:
     folder = results_folder(args, ours)
     predictions = folder / f"predictions_{args.split}.csv"
     write_predictions(predictions, rows)
-    scores = score(rows, expected_ids=[study.id for study in studies], protocols=args.protocols)
+    scores = score_all(rows, expected_ids=[study.id for study in studies], resamples=args.bootstrap, **scoring)
     facts = {
         "split": args.split,
+        "data_set": args.dataset_name,
         "weights": {"path": args.load, "sha256": sha256(args.load)},
         "studies_listed": data.listed[args.split],
         "skipped": data.card["skipped"],
@@ -95,14 +104,15 @@ def main(argv=None) -> None:
         "knowledge_fallbacks": sum(row.get("knowledge_distance", "0") != "0" for row in rows),
         "run": describe_run(args, device, data=data.card),
     }
-    write_json(folder / f"metrics_{args.split}.json", {**facts, "metrics": scores})
-    print(format_table(scores, PUBLISHED.get(args.dataset_name)))
+    write_scores(folder, args.split, scores, facts)
+    print(format_table(scores.metrics, PUBLISHED.get(args.dataset_name)))
     if facts["oracle_labels"]:
         print("ORACLE: the diagnoses of the scored studies were made from their reports")
-    print(
-        f"knowledge: {facts['knowledge_fallbacks']} of {len(rows)} studies have a diagnosis without an entry of its own"
-    )
-    print(f"written: {predictions} and metrics_{args.split}.json")
+    if any("knowledge_distance" in row for row in rows):
+        print(
+            f"knowledge: {facts['knowledge_fallbacks']} of {len(rows)} studies have a diagnosis without an entry of its own"
+        )
+    print(f"written: {predictions}, metrics_{args.split}.json, scores_{args.split}.csv and labels_{args.split}.csv")
     if args.page:
         write_evidence(folder / f"evidence_{args.split}.jsonl", dataset, watch.rows, open_picture)
         print(f"results page: {write_page(folder, args.split)}")

@@ -22,7 +22,7 @@ from modules.metrics import metric_keys, score
 from modules.precision import Precision, choose_device, seed_everything
 from modules.reports import R2GenReferences
 from modules.run_folder import RunLog, describe_run, open_run, write_run
-from modules.trainer import Trainer
+from modules.trainer import SUMS, Trainer, monitor_parts
 from modules.writing import write_split
 
 
@@ -50,16 +50,17 @@ def main(argv=None) -> None:
     if args.from_scratch and not args.dry_run and args.resume is None:
         from_scratch.prepare(args)
     module, problems = system_module(args.model), Problems()
+    inputs = {"train": module.inputs(args, training=True), "val": module.inputs(args, training=False)}
     module.check(args, problems, training=True)
     DecodingSettings.from_flags(args)  # refuses what does not go together
     problems.check(
         not (args.resume is not None and args.load), "--resume continues, --load starts anew: give one of the two"
     )
-    monitors = metric_keys(("r2gen",))
+    monitors = [*metric_keys(("r2gen",)), *SUMS]
     problems.check(
         args.monitor_metric in monitors, f"--monitor_metric {args.monitor_metric}: choose from {', '.join(monitors)}"
     )
-    data = open_data(args, ("train", "val"), problems, masks=args.adm, diagnosis=args.iek)
+    data = open_data(args, inputs, problems)
     problems.stop_if_any()
     print(card_text(data.card))
     if args.dry_run:
@@ -70,8 +71,9 @@ def main(argv=None) -> None:
     log = RunLog(folder)
     facts = describe_run(args, device, data=data.card, oracle_labels=data.oracle)
     write_run(folder, facts, resume=args.resume is not None)
-    if args.iek:
-        diagnose_studies(args, data, device)
+    diagnosed = [split for split, names in inputs.items() if "diagnosis" in names]
+    if diagnosed:
+        diagnose_studies(args, data, diagnosed, device)
     reports = [study.report for study in data.studies["train"]]
     tokenizer = module.make_tokenizer(reports, args)
     shared = {"data": data, "tokenizer": tokenizer, "module": module, "device": device}
@@ -79,20 +81,22 @@ def main(argv=None) -> None:
         reason = meteor.check()
         if reason:
             log.write("meteor", reason=f"METEOR is n/a in this run: {reason}")
-            if args.monitor_metric.endswith("METEOR"):
+            if any(name.endswith("METEOR") for name in monitor_parts(args.monitor_metric)):
                 raise InputError(f"--monitor_metric {args.monitor_metric} cannot be computed: {reason}")
         train_rounds(args, folder, log, meteor=meteor, **shared)
 
 
 def train_rounds(args, folder: Path, log, **shared) -> None:
-    """One training, or with --gid_rounds N a teacher and N students, the best so far teaching the next."""
-    if not args.gid_rounds:
-        train_round(args, folder, log, teacher=args.teacher if args.gid else None, **shared)
+    """One training, or of a system that distils a teacher and N students, the best so far teaching the next."""
+    module = shared["module"]
+    rounds, teacher = module.rounds(args) if hasattr(module, "rounds") else (0, None)
+    if not rounds:
+        train_round(args, folder, log, teacher=teacher, **shared)
         return
     best, best_value = None, None
-    for number in range(args.gid_rounds + 1):  # round 0 has no teacher: it becomes one
+    for number in range(rounds + 1):  # round 0 has no teacher: it becomes one
         log.write("round", round=number, teacher=str(best))
-        round_args = shared["module"].teacher_flags(args) if number == 0 else copy.copy(args)
+        round_args = module.teacher_flags(args) if number == 0 else copy.copy(args)
         round_args.resume = "" if (folder / f"round_{number}" / "last.pt").is_file() else None
         path, value = train_round(round_args, folder / f"round_{number}", log, teacher=best, **shared)
         if best_value is None or (value is not None and value > best_value):
@@ -135,11 +139,11 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, de
         "tokenizer": tokenizer.state_dict(),
         "data": data.card,
         "oracle": data.oracle,
-        "parts": {**module.parts(system), **optional_parts(args)},
+        "parts": {**module.parts(system), **optional_parts(args, module.inputs(args, training=False))},
     }
     trainer = Trainer(
         system,
-        make_loader(training, shuffle=True, **settings),
+        make_loader(training, shuffle=True, drop_last=args.drop_last, **settings),
         validate,
         args=args,
         device=device,

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data.pictures import Augmentation, open_picture, square, to_tensor
+from data.pictures import Augmentation, open_picture, to_tensor
 from data.studies import Study
+from modules.errors import InputError
 
 
 @dataclass
@@ -67,6 +68,7 @@ class StudyDataset(Dataset):
         image_size: int,
         max_views: int,
         augment: str = "none",
+        resize_filter: str = "bicubic",
         seed: int = 0,
         tokens_of=None,
         tables: dict[str, dict] | None = None,
@@ -74,7 +76,7 @@ class StudyDataset(Dataset):
     ) -> None:
         self.studies, self.image_dir = studies, str(image_dir)
         self.needs, self.image_size, self.max_views = needs, image_size, max_views
-        self.augment, self.seed, self.epoch = Augmentation(augment), seed, 0
+        self.augment, self.seed, self.epoch = Augmentation(augment, image_size, resize_filter), seed, 0
         self.mask_rule = mask_rule
         self.tables = {
             name: torch.tensor(np.asarray([table[study.id] for study in studies]), dtype=torch.long)
@@ -91,7 +93,7 @@ class StudyDataset(Dataset):
     def __getitem__(self, place: int) -> dict:
         study = self.studies[place]
         paths = study.pictures[: self.max_views]
-        complete = [square(open_picture(f"{self.image_dir}/{path}"), self.image_size) for path in paths]
+        complete = [self.augment.resize(open_picture(f"{self.image_dir}/{path}")) for path in paths]
         views: list[Image.Image] = []
         names = [name for name in ("images", "masked_images") if name in self.needs]
         for name in names:
@@ -124,8 +126,12 @@ def collate(items: list[dict]) -> Batch:
     return Batch(**fields)
 
 
-def make_loader(dataset: StudyDataset, *, batch_size: int, num_workers: int, shuffle: bool, pin: bool = False):
+def make_loader(
+    dataset: StudyDataset, *, batch_size: int, num_workers: int, shuffle: bool, pin: bool = False, drop_last: bool = False
+):
     """DataLoader of Batches. The order of a shuffled epoch is a function of (dataset.seed, dataset.epoch)."""
+    if drop_last and len(dataset) < batch_size:
+        raise InputError(f"--drop_last leaves nothing: {len(dataset)} training studies, --batch_size {batch_size}")
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -133,6 +139,7 @@ def make_loader(dataset: StudyDataset, *, batch_size: int, num_workers: int, shu
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin,
+        drop_last=drop_last,
     )
 
 

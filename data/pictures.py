@@ -76,9 +76,12 @@ def picture_problem(path: Path, depth: str) -> str | None:
         return f"picture {path} cannot be read: {error}"
 
 
-def square(picture: Image.Image, side: int) -> Image.Image:
-    """Resize to side x side pixels with PIL's default filter; the aspect ratio is not kept, as released."""
-    return picture.resize((side, side))
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}  # EKAGen's, the R2Gen family's
+
+
+def square(picture: Image.Image, side: int, resize_filter: str = "bicubic") -> Image.Image:
+    """Resize to side x side pixels; the aspect ratio is not kept, as released."""
+    return picture.resize((side, side), FILTERS[resize_filter])
 
 
 def to_tensor(picture: Image.Image) -> torch.Tensor:
@@ -92,26 +95,44 @@ def diagnosis_tensor(picture: Image.Image, side: int = 224) -> torch.Tensor:
 
 
 class Augmentation:
-    """Training-time changes of a study's pictures; `released`, `aligned` or `none`.
+    """Training-time changes of a study's pictures.
 
     released: each picture on its own is turned by 0/90/180/270 degrees, jittered and flipped (EKAGen's released code).
     aligned: one draw for all pictures of a study: a turn of at most 5 degrees, jitter, no flip, so that "left" and
     "right" of the report stay true and teacher and student see the same picture.
+    crop, crop_flip: each picture on its own is resized to a shorter side of 8/7 of `side` (256 for 224), cut at random to
+    the square, and with crop_flip mirrored half of the time (the R2Gen family's released code).
+    none: resized to the square.
     """
 
-    def __init__(self, kind: str) -> None:
-        if kind not in ("released", "aligned", "none"):
-            raise ValueError(f"augmentation {kind}: choose released, aligned or none")
-        self.kind = kind
+    KINDS = ("released", "aligned", "crop", "crop_flip", "none")
+
+    def __init__(self, kind: str, side: int, resize_filter: str = "bicubic") -> None:
+        if kind not in self.KINDS:
+            raise ValueError(f"augmentation {kind}: choose {', '.join(self.KINDS)}")
+        self.kind, self.side, self.resize_filter = kind, side, resize_filter
+
+    def resize(self, picture: Image.Image) -> Image.Image:
+        """The picture at the size that the changes start from."""
+        if self.kind.startswith("crop"):
+            return functional.resize(picture, round(self.side * 8 / 7), InterpolationMode(self.resize_filter))
+        return square(picture, self.side, self.resize_filter)
 
     def __call__(self, pictures: list[Image.Image], draw: random.Random) -> list[Image.Image]:
         """pictures of one study (all views, complete and masked) -> the same, changed; `draw` decides everything."""
         if self.kind == "none":
             return pictures
+        if self.kind.startswith("crop"):
+            return [self._crop(picture, draw) for picture in pictures]
         if self.kind == "released":
             return [self._released(picture, draw) for picture in pictures]
         angle, jitter = draw.uniform(-5, 5), _jitter_settings(draw)
         return [_jitter(functional.rotate(p, angle, InterpolationMode.BILINEAR), jitter) for p in pictures]
+
+    def _crop(self, picture: Image.Image, draw: random.Random) -> Image.Image:
+        left, top = (draw.randint(0, length - self.side) for length in picture.size)
+        picture = picture.crop((left, top, left + self.side, top + self.side))
+        return functional.hflip(picture) if self.kind == "crop_flip" and draw.random() < 0.5 else picture
 
     @staticmethod
     def _released(picture: Image.Image, draw: random.Random) -> Image.Image:

@@ -29,14 +29,14 @@ class RunData:
     texts: dict[str, list[str]] = field(default_factory=dict)
 
 
-def open_data(
-    args, splits: tuple[str, ...], problems: Problems, *, masks: bool, diagnosis: bool, texts=False
-) -> RunData:
-    """Read the annotation and look at every study of `splits`; what is wrong goes to `problems`.
+def open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts=False) -> RunData:
+    """Read the annotation and look at every study of the splits of `inputs`; what is wrong goes to `problems`.
 
-    masks, diagnosis: whether the run needs ADM masks and a diagnosis per study. texts: keep the training and validation
-    reports too (scoring counts their words); training never asks for the texts of the test split.
+    inputs: by split, what its studies must bring beside pictures and report: "masks" (ADM), "diagnosis" (of a table or a
+    DiagnosisBot), "labels" (of their reports). texts: keep the training and validation reports too (scoring counts their
+    words); training never asks for the texts of the test split.
     """
+    splits = tuple(inputs)
     try:
         everything = read_annotation(args.ann_path)
     except InputError as error:
@@ -53,20 +53,23 @@ def open_data(
     studies = without_broken(everything, broken, skip=args.skip_broken, problems=problems)
     card = data_card(studies, broken, name=args.dataset_name, ann_path=args.ann_path, max_views=args.max_views)
     data = RunData(studies, card, {split: len(rows) for split, rows in everything.items()}, texts=reports)
-    if masks:
-        _open_masks(args, data, problems)
-    if diagnosis:
-        _open_diagnosis(args, data, splits, problems)
+    that_read = {name: [split for split in splits if name in inputs[split]] for name in ("masks", "diagnosis", "labels")}
+    if that_read["masks"]:
+        _open_masks(args, data, that_read["masks"], problems)
+    if that_read["diagnosis"]:
+        _open_diagnosis(args, data, that_read["diagnosis"], problems)
+    if that_read["labels"]:
+        data.tables["labels"] = _read_labels(args, "labels_path", data, that_read["labels"], problems)
     return data
 
 
-def _open_masks(args, data: RunData, problems: Problems) -> None:
+def _open_masks(args, data: RunData, splits, problems: Problems) -> None:
     try:
         data.masks = open_masks(args.adm_masks)
     except InputError as error:
         problems.add(f"--adm_masks: {error}")
         return
-    used = [p for rows in data.studies.values() for study in rows for p in study.pictures[: args.max_views]]
+    used = [p for split in splits for study in data.studies[split] for p in study.pictures[: args.max_views]]
     missing = [picture for picture in used if not data.masks.has(picture)]
     text = (
         f"--adm_masks {args.adm_masks} has no mask for {len(missing)} of {len(used)} pictures (such as {missing[:3]})"
@@ -80,22 +83,27 @@ def _open_diagnosis(args, data: RunData, splits, problems: Problems) -> None:
         how = "train one with python -m knowledge.train_diagnosisbot, or give --diagnosis_path labels.csv"
         problems.check(Path(args.diagnosisbot).is_file(), f"--diagnosisbot: no file {args.diagnosisbot}; {how}")
         return
+    data.diagnosis = _read_labels(args, "diagnosis_path", data, splits, problems)
+
+
+def _read_labels(args, flag: str, data: RunData, splits, problems: Problems) -> dict[str, list[int]]:
+    """The label table of a flag, which must know every study of `splits`; made from reports it is an oracle for scored ones."""
+    path = getattr(args, flag)
     try:
-        data.diagnosis = read_label_table(args.diagnosis_path)
-        manifest = read_manifest(args.diagnosis_path) or {}
+        table, manifest = read_label_table(path), read_manifest(path) or {}
     except InputError as error:
-        problems.add(f"--diagnosis_path: {error}")
-        return
-    missing = [study.id for rows in data.studies.values() for study in rows if study.id not in data.diagnosis]
+        problems.add(f"--{flag}: {error}")
+        return {}
+    missing = [study.id for split in splits for study in data.studies[split] if study.id not in table]
+    problems.check(not missing, f"--{flag} {path} lacks {len(missing)} studies, such as {missing[:3]}")
+    oracle = manifest.get("source") != "pictures" and bool({"val", "test"} & set(splits))
     problems.check(
-        not missing, f"--diagnosis_path {args.diagnosis_path} lacks {len(missing)} studies, such as {missing[:3]}"
-    )
-    data.oracle = manifest.get("source") != "pictures" and bool({"val", "test"} & set(splits))
-    problems.check(
-        args.oracle_labels or not data.oracle,
-        f"--diagnosis_path {args.diagnosis_path} was made from reports, also of the studies that are scored: that is an "
+        args.oracle_labels or not oracle,
+        f"--{flag} {path} was made from reports, also of the studies that are scored: that is an "
         "oracle. Use a --diagnosisbot, or pass --oracle_labels and every table will say so",
     )
+    data.oracle = data.oracle or oracle
+    return table
 
 
 def make_dataset(args, data: RunData, split: str, needs: set[str], tokenizer, *, training: bool) -> StudyDataset:
@@ -108,6 +116,7 @@ def make_dataset(args, data: RunData, split: str, needs: set[str], tokenizer, *,
         image_size=args.image_size,
         max_views=args.max_views,
         augment=args.augment if training else "none",
+        resize_filter=args.resize_filter,
         seed=args.seed,
         tokens_of=lambda report: tokenizer.encode_padded(report, args.max_seq_length + 1),
         tables=data.tables,

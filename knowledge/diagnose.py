@@ -81,9 +81,10 @@ def _read_cache(path: Path, labels) -> dict:
         return {row[0]: ((row[1], int(row[2])), [float(value) for value in row[3:]]) for row in rows}
 
 
-def diagnose_studies(args, data, device, parts: dict | None = None) -> None:
-    """Fill data.tables["diagnosis"]: from --diagnosis_path, else by the DiagnosisBot of a checkpoint or of the flags."""
-    studies = [study for rows in data.studies.values() for study in rows]
+def diagnose_studies(args, data, splits, device, parts: dict | None = None) -> None:
+    """Fill data.tables["diagnosis"] for the studies of `splits`: from --diagnosis_path, else by the DiagnosisBot of a
+    checkpoint or of the flags."""
+    studies = [study for split in splits for study in data.studies[split]]
     if data.diagnosis is not None:
         data.tables["diagnosis"] = {study.id: data.diagnosis[study.id] for study in studies}
         return
@@ -99,11 +100,11 @@ def open_bot(args, parts: dict | None = None) -> DiagnosisBot:
     return load_diagnosisbot(args.diagnosisbot)
 
 
-def optional_parts(args) -> dict:
+def optional_parts(args, inputs: set[str]) -> dict:
     """What lets a checkpoint serve a new picture: the DiagnosisBot and the ADM classifier, where the run has them."""
     parts = {}
-    if args.iek and not args.diagnosis_path:
+    if "diagnosis" in inputs and not args.diagnosis_path:
         parts["diagnosisbot"] = load_diagnosisbot(args.diagnosisbot).state()
-    if args.adm and Path(args.adm_classifier).is_file():
+    if "masks" in inputs and Path(args.adm_classifier).is_file():
         parts["adm_classifier"] = load_diagnosisbot(args.adm_classifier, flag="--adm_classifier", side=SIDE).state()
     return parts

@@ -7,10 +7,22 @@ kept, a killed one goes on where it was. All results lie in --knowledge_dir.
 import time
 from pathlib import Path
 
-from knowledge import build_base, generate_adm, label_reports, train_adm_classifier, train_diagnosisbot
+from knowledge import (
+    build_base,
+    build_prototypes,
+    generate_adm,
+    label_reports,
+    train_adm_classifier,
+    train_diagnosisbot,
+)
+from models import system_module
 
 PLACES = ("dataset_name", "data_dir", "ann_path", "image_dir", "knowledge_dir")
 CHECKS = ("picture_check", "num_workers", "device")
+PROTOTYPES = (
+    "visual_extractor", "extractor_weights", "image_size", "resize_filter", "max_views", "num_prototypes", "d_txt_ebd",
+    "cleaning", "batch_size", "labels_path",
+)  # fmt: skip
 MODEL = ("model", "max_seq_length", "d_model", "threshold", "cleaning", "seed")
 
 
@@ -27,9 +39,10 @@ def words(args, names: tuple[str, ...], **more) -> list[str]:
 
 
 def steps(args) -> list[tuple[str, object, list[str]]]:
-    """(what it makes, the command's main, its words), in order; parts that an ablation switches off are left out."""
-    folder = Path(args.knowledge_dir)
-    labels = args.labels_path or str(folder / "labels.csv")
+    """(what it makes, the command's main, its words), in order: what the system reads with these flags, no more."""
+    folder, labels = Path(args.knowledge_dir), args.labels_path
+    module = system_module(args.model)
+    reads = module.inputs(args, training=True) | module.inputs(args, training=False)
     weights = {
         "seed": args.seed,
         "weights_dir": args.weights_dir,
@@ -37,24 +50,27 @@ def steps(args) -> list[tuple[str, object, list[str]]]:
         "skip_broken": args.skip_broken,
     }
     made = []
-    if not args.labels_path:
+    if reads and "labels_path" not in args.typed:
         made.append(
             ("labels of the reports, by rules", label_reports.main, ["--ann_path", args.ann_path, "--out", labels])
         )
-    if args.iek and not args.diagnosis_path:
+    if "diagnosis" in reads and not args.diagnosis_path:
         bot = words(args, (*PLACES, *CHECKS), labels=labels, out=args.diagnosisbot, backbone=args.bot_backbone,
                     backbone_weights=args.bot_weights, **weights)  # fmt: skip
         made.append(("DiagnosisBot: picture to diagnosis", train_diagnosisbot.main, bot))
-    if args.adm:
+    if "masks" in reads:
         seen = words(args, (*PLACES, *CHECKS), labels=labels, out=args.adm_classifier, backbone=args.adm_backbone,
                      backbone_weights=args.bot_weights, **weights)  # fmt: skip
         masks = words(args, (*PLACES, *CHECKS), classifier=args.adm_classifier, rule=args.adm_rule,
                       max_views=args.max_views, skip_broken=args.skip_broken)  # fmt: skip
         made.append(("ADM classifier", train_adm_classifier.main, seen))
         made.append(("ADM masks", generate_adm.main, [*masks, "--out", str(folder / "adm_masks")]))
-    if args.iek:
+    if "knowledge" in reads:
         base = words(args, (*PLACES, *MODEL), labels=labels, out=args.knowledge_path)
         made.append(("knowledge base: expert reports by diagnosis", build_base.main, base))
+    if "prototypes" in reads:
+        rows = words(args, (*PLACES, *CHECKS, *PROTOTYPES), out=args.prototypes, **weights)
+        made.append(("prototypes: clusters of picture and text features by label", build_prototypes.main, rows))
     return made
 
 
@@ -66,6 +82,6 @@ def prepare(args) -> None:
         start = time.perf_counter()
         main(typed)
         print(f"   {time.perf_counter() - start:.1f} s", flush=True)
-    if args.adm:
+    if any(main is generate_adm.main for _, main, _ in todo):
         args.adm_masks = str(Path(args.knowledge_dir) / "adm_masks")
     print(f"\n== training {args.model}", flush=True)

@@ -20,8 +20,8 @@ from modules.artefact import make_manifest, manifest_path, read_manifest, sha256
 from modules.errors import InputError, Problems, entry
 from modules.labeler import UNCERTAIN_RULES, VERSION, label_report, label_reports, label_values
 from modules.labels import CHEXPERT_14, NO_FINDING, read_label_table, write_label_table
+from modules.reports import SPLITS, read_reports
 
-SPLITS = ("train", "val", "test")
 HELD_OUT_BELOW = 90  # of 256: about 35 %
 
 
@@ -30,36 +30,9 @@ def held_out(study: str) -> bool:
     return hashlib.sha1(study.encode()).digest()[0] < HELD_OUT_BELOW
 
 
-def read_reports(path: str | Path) -> list[tuple[str, str, str]]:
-    """[(split, id, report)] of an annotation in R2Gen's format. InputError where it is not one, or an id repeats."""
-    path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--ann_path: cannot read {path} ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"--ann_path: {path} is not a JSON file ({error})") from error
-    if not isinstance(content, dict) or not any(split in content for split in SPLITS):
-        raise InputError(f'--ann_path: {path} is no annotation: {{"train": [...], "val": [...], "test": [...]}}')
-    rows, problems, seen = [], Problems(), set()
-    for split in SPLITS:
-        for number, study in enumerate(content.get(split, [])):
-            where = f"{split}[{number}]"
-            if not isinstance(study, dict) or "id" not in study or not isinstance(study.get("report"), str):
-                problems.add(f"{where} needs an id and a report as text")
-            elif str(study["id"]) in seen:
-                problems.add(f"{where}: id {study['id']!r} occurs twice")
-            else:
-                seen.add(str(study["id"]))
-                rows.append((split, str(study["id"]), study["report"]))
-    problems.texts[10:] = [f"and {len(problems.texts) - 10} more"] if len(problems.texts) > 10 else []
-    problems.stop_if_any(f"--ann_path: {path} is not complete")
-    return rows
-
-
 def label_annotation(ann_path: str, out: str, uncertain: str, phrases: str | None) -> None:
     """Write the label table of an annotation, its manifest, and on request the deciding phrases."""
-    rows = read_reports(ann_path)
+    rows = read_reports(ann_path, "--ann_path")
     made_from = {"labeler": VERSION, "uncertain": uncertain, "source_sha256": sha256(ann_path)}
     old = read_manifest(out) if Path(out).is_file() else None
     if old and made_from.items() <= old.items() and old["table_sha256"] == sha256(out) and not phrases:

@@ -38,7 +38,7 @@ def report_new_study(args, content: dict, module, decoding, precision, device) -
     if "diagnosis" in needs:
         result["diagnosis"], item["diagnosis"] = _diagnose(args, parts, originals[0], device)
     if "images" in needs:
-        item["images"] = [to_tensor(square(picture, args.image_size)) for picture in originals]
+        item["images"] = [to_tensor(square(picture, args.image_size, args.resize_filter)) for picture in originals]
     if "masked_images" in needs:
         item["masked_images"] = _masked(args, parts, originals, result, device)
     batch = collate([item]).to(device)

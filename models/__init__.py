@@ -11,6 +11,9 @@ from importlib import import_module
 
 SYSTEMS = {
     "ekagen": "models.ekagen",
+    "r2gen": "models.r2gen",
+    "r2gencmn": "models.r2gencmn",
+    "xpronet": "models.xpronet",
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from modules.checkpoint import is_ours, load_checkpoint, load_weights
+from modules.checkpoint import is_ours, load_checkpoint, load_released, load_weights, rename_keys
 from modules.errors import InputError, Problems
 from modules.knowledge import KnowledgeBase, load_knowledge
 from modules.labels import CHEXPERT_14
@@ -309,6 +309,10 @@ def check(args, problems: Problems, *, training: bool, carried: bool = False) ->
         f"--max_gen_length {args.max_gen_length} must be below --max_seq_length {args.max_seq_length}, "
         "which counts the begin mark",
     )
+    problems.check(
+        not (args.adm and args.augment.startswith("crop")),
+        f"--augment {args.augment} cuts every picture on its own, which does not go with masked pictures: pass --no-adm",
+    )
     if training:
         text = weights_problem(args.visual_extractor, args.extractor_weights, args.weights_dir, args.offline)
         problems.check(text is None, text or "")
@@ -353,6 +357,18 @@ def build(args, tokenizer: Tokenizer, parts: dict | None = None) -> EKAGen:
     )
 
 
+def inputs(args, *, training: bool) -> set[str]:
+    """What a run reads beside pictures and reports; training=False: what the studies that are written for must bring."""
+    views = {args.eval_view, args.teacher_view if args.gid_rounds else args.eval_view}
+    masks = args.adm and (training or "masked" in views)
+    return ({"masks"} if masks else set()) | ({"diagnosis", "knowledge"} if args.iek else set())
+
+
+def rounds(args) -> tuple[int, str | None]:
+    """Students to be distilled one after another, else the file of the teacher or None."""
+    return args.gid_rounds, args.teacher if args.gid else None
+
+
 def teacher_flags(args):
     """The flags of round 0 of distillation: the teacher-to-be is trained and chosen on the view that it will see."""
     return argparse.Namespace(**{**vars(args), "student_view": args.teacher_view, "eval_view": args.teacher_view})
@@ -382,7 +398,7 @@ def load_teacher(args, tokenizer: Tokenizer, path) -> EKAGen:
     content = load_checkpoint(path)
     if not is_ours(content):
         teacher = build(args, tokenizer)
-        load_released(teacher, content, str(path), args)
+        load_start(teacher, content, str(path), args)
         return teacher
     theirs = Tokenizer.from_state_dict(content["tokenizer"])
     if theirs.words != tokenizer.words:
@@ -423,17 +439,7 @@ RULES = tuple(
 
 def released_state(state: dict) -> dict:
     """The authors' state_dict -> ours. Every key must have a rule, and no two may meet; InputError else."""
-    renamed, unknown = {}, []
-    for key, value in state.items():
-        key = key.removeprefix("module.")
-        found = [pattern.sub(name, key) for pattern, name in RULES if pattern.match(key)]
-        if len(found) != 1 or found[0] in renamed:
-            unknown.append(key)
-        else:
-            renamed[found[0]] = value
-    if unknown:
-        raise InputError(f"not EKAGen's released layout: {len(unknown)} unknown keys, such as {', '.join(unknown[:3])}")
-    return renamed
+    return rename_keys(state, RULES, "EKAGen")
 
 
 def load_start(system: EKAGen, content: dict, source: str, args) -> None:
@@ -441,18 +447,7 @@ def load_start(system: EKAGen, content: dict, source: str, args) -> None:
     if is_ours(content):
         load_weights(system, content["model"], source)
     else:
-        load_released(system, content, source, args)
-
-
-def load_released(system: EKAGen, content: dict, source: str, args) -> None:
-    """Load a file of the authors ({'model': state_dict, ...}); sizes that disagree are explained in one message."""
-    state = released_state(content.get("model", content))
-    own = system.state_dict()
-    facts = {}
-    for name, key, axis in SIZES:
-        if key in state and key in own:
-            facts[name] = (state[key].shape[axis], own[key].shape[axis])
-    load_weights(system, state, source, facts)
+        load_released(system, released_state(content.get("model", content)), source, SIZES)
 
 
 SIZES = (  # what a user can name -> the tensor and axis that shows it

@@ -60,7 +60,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
         free = shutil.disk_usage(path.parent).free
         raise InputError(
             f"cannot write {path} ({reason}); {free / 2**20:,.0f} MiB are free there. "
-            "What stood there before is untouched: make room and go on with --resume"
+            "What stood there before is untouched: make room and start again (a training: --resume)"
         ) from error
 
 

@@ -60,6 +60,37 @@ def is_ours(content: dict) -> bool:
     return {"format", "flags", "tokenizer", "model"} <= set(content)
 
 
+def rename_keys(state: dict, rules, what: str) -> dict:
+    """The authors' state_dict in our names: every key has one rule, a rule's None drops what is built anew.
+
+    rules: pairs (compiled pattern, new name as for re.sub, or None). Two keys may share a name only where their tensors are
+    equal (a module that stands in two places). InputError else; `what` names the layout.
+    """
+    renamed, unknown = {}, []
+    for key, value in state.items():
+        short = key.removeprefix("module.")
+        found = [(pattern, name) for pattern, name in rules if pattern.match(short)]
+        if len(found) != 1:
+            unknown.append(key)
+        elif found[0][1] is not None:
+            name = found[0][0].sub(found[0][1], short)
+            if name in renamed and not torch.equal(renamed[name], value):
+                unknown.append(key)
+            renamed[name] = value
+    if unknown:
+        raise InputError(f"not {what}'s released layout: {len(unknown)} unknown keys, such as {', '.join(unknown[:3])}")
+    return renamed
+
+
+def load_released(system, state: dict, source: str, sizes) -> None:
+    """Strict load of renamed weights; sizes that disagree are explained by `sizes`: (what a user can name, key, axis)."""
+    own = system.state_dict()
+    facts = {
+        name: (state[key].shape[axis], own[key].shape[axis]) for name, key, axis in sizes if key in state and key in own
+    }
+    load_weights(system, state, source, facts)
+
+
 def load_weights(system, state: dict, source: str, facts: dict | None = None) -> None:
     """Strict load of a state_dict in our names; a misfit is explained in one message.
 

@@ -2,7 +2,7 @@
 
 A system gives `encode(batch) -> memory` (a dict of tensors whose first axis is B, made once per study),
 `step(tokens [B, K], memory, cache) -> (logits [B, K, W], cache)` and the ids `begin`, `end`, `padding`. A cache is a
-dict with the position "at" and, under "rows", a list of tensors whose first axis is B * K.
+dict with the position "at" and, under "rows", a list of tensors whose first axis is B * K; what else it holds is kept.
 A study's report depends on the study alone: not on its neighbours, the batch size or when they end.
 """
 
@@ -25,6 +25,7 @@ class DecodingSettings:
     temperature: float = 1.0
     top_k: int = 0
     block_trigrams: bool = False
+    beam_search: str = "ours"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -36,6 +37,8 @@ class DecodingSettings:
             raise ValueError("sampling goes with --beam_size 1")
         if self.block_trigrams and self.beam_size > 1:
             raise ValueError("--block_trigrams is for greedy decoding: --beam_size 1")
+        if self.beam_search == "released" and self.length_penalty != "none":
+            raise ValueError("--beam_search released ranks by the sum of log-probabilities: --length_penalty none")
 
     @classmethod
     def from_flags(cls, args) -> "DecodingSettings":
@@ -47,7 +50,9 @@ class DecodingSettings:
             sample=args.sample,
             temperature=args.sample_temperature,
             top_k=args.top_k,
-            block_trigrams=args.block_trigrams,
+            # a preset's block is for beam 1; typed beside a wider beam it is refused
+            block_trigrams=args.block_trigrams and (args.beam_size == 1 or "block_trigrams" in args.typed),
+            beam_search=args.beam_search,
             seed=args.seed,
         )
 
@@ -63,7 +68,8 @@ def write_reports(system, batch, settings: DecodingSettings) -> list[list[int]]:
 def decode(system, memory: dict, settings: DecodingSettings, ids: list[str], *, stop: bool = True) -> list[list[int]]:
     """As write_reports, from encoded studies. stop=False ignores the end mark and returns max_length ids each."""
     if settings.beam_size > 1:
-        return _beam_search(system, memory, settings)
+        search = _released_beam_search if settings.beam_search == "released" else _beam_search
+        return search(system, memory, settings)
     return _one_beam(system, memory, settings, ids, stop)
 
 
@@ -191,6 +197,53 @@ def _beam_search(system, memory, settings) -> list[list[int]]:
         ]
         if not going:
             break
+        if len(going) < len(alive):
+            keep = torch.tensor(going, device=device)
+            alive = [alive[row] for row in going]
+            tokens, sums, written, memory = tokens[keep], sums[keep], written[keep], select(memory, keep)
+            rows = rows.view(-1, beams)[keep].flatten()
+        cache = {**cache, "rows": [row.index_select(0, rows) for row in cache["rows"]]}
+    return [words for _, words in best]
+
+
+def _released_beam_search(system, memory, settings) -> list[list[int]]:
+    """Beam search as in R2Gen's code: an ended report is stored and stays among the beams, its sum lowered by 1000.
+
+    A beam that has max_length words is stored too; the stored one with the largest sum wins, the earlier of equals. The
+    published search always takes max_length steps; here a study leaves once no beam's sum exceeds that of its best stored
+    report, since sums only fall.
+    """
+    beams = settings.beam_size
+    device = next(iter(memory.values())).device
+    count = next(iter(memory.values())).shape[0]
+    best: list[tuple[float, list[int]]] = [(-math.inf, []) for _ in range(count)]
+    alive = list(range(count))
+    tokens = torch.full((count, beams), system.begin, device=device)
+    sums = torch.full((count, beams), -math.inf, device=device)
+    sums[:, 0] = 0.0  # all beams start equal: only one may be continued
+    written = torch.zeros(count, beams, 0, dtype=torch.long, device=device)
+    cache = None
+    for at in range(settings.max_length):
+        logits, cache = system.step(tokens, memory, cache)
+        scores = logits.float().log_softmax(-1)
+        if system.padding != system.end:
+            scores[..., system.padding] = -math.inf
+        if at < settings.min_length:
+            scores[..., system.end] = -math.inf
+        sums, places = (sums[..., None] + scores).flatten(1).topk(beams)
+        source, tokens = places // scores.shape[-1], places % scores.shape[-1]
+        written = torch.cat([written.gather(1, source[..., None].expand(-1, -1, at)), tokens[..., None]], -1)
+        ended = (tokens == system.end) | (at + 1 == settings.max_length)
+        totals = sums.tolist()
+        for row, beam in ended.nonzero().tolist():
+            if totals[row][beam] > best[alive[row]][0]:
+                best[alive[row]] = (totals[row][beam], _cut(written[row, beam].tolist(), system))
+        sums = sums - 1000 * ended
+        hope = sums.max(1).values.tolist()
+        going = [row for row, study in enumerate(alive) if hope[row] > best[study][0]]
+        if not going:
+            break
+        rows = (torch.arange(len(alive), device=device)[:, None] * beams + source).flatten()
         if len(going) < len(alive):
             keep = torch.tensor(going, device=device)
             alive = [alive[row] for row in going]

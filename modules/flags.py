@@ -57,7 +57,8 @@ class Flag:
 
     kind: a function from text to value, or bool (gets a --no- form). keep: "shape" = stored in the checkpoint and fixed
     by the weights, "default" = stored in the checkpoint and the default of a test, "path" = the same, unless the test
-    names another data set, "" = belongs to one command only.
+    names another data set, "" = belongs to one command only. systems: those that read it, () = all; typed with another
+    one it is refused.
     """
 
     group: str
@@ -69,6 +70,7 @@ class Flag:
     keep: str = ""
     choices: tuple = ()
     nargs: str = ""
+    systems: tuple = ()
 
 
 VIEWS = ("complete", "masked")
@@ -76,6 +78,8 @@ VIEW_PRESETS = {  # the released training gives the teacher the masked picture; 
     "paper": {"teacher_view": "complete", "student_view": "masked", "eval_view": "masked"},
     "released": {"teacher_view": "masked", "student_view": "complete", "eval_view": "masked"},
 }
+AUGMENTATIONS = ("aligned", "released", "crop", "crop_flip", "none")
+EKAGEN, R2GENCMN, R2GEN, XPRONET = (("ekagen",), ("r2gencmn",), ("r2gen",), ("xpronet",))
 EXTRACTORS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "efficientnet_lite0")
 
 # fmt: off
@@ -102,7 +106,8 @@ FLAGS = (
     Flag("data", "max_seq_length", positive_int, 128, "token positions of a report (begin mark included)", keep="shape"),
     Flag("data", "max_views", positive_int, 1, "pictures used per study, in the annotation's order", keep="default"),
     Flag("data", "image_size", positive_int, 300, "side of the square picture the generator sees, in pixels", keep="default"),
-    Flag("data", "augment", str, "aligned", "training pictures: aligned = one draw for all views, no flip, small rotation; released = as the authors' code (flips, quarter turns, views drawn apart)", of=TRAIN, choices=("aligned", "released", "none")),
+    Flag("data", "augment", str, "aligned", "training pictures: aligned = one draw for all views, no flip, small rotation; released = as EKAGen's code (flips, quarter turns, views drawn apart); crop = each picture resized to 8/7 of the side and cut at random; crop_flip = also mirrored, as R2Gen's code", of=TRAIN, choices=AUGMENTATIONS),
+    Flag("data", "resize_filter", str, "bicubic", "how pictures are resized", keep="default", choices=("bicubic", "bilinear")),
     Flag("data", "skip_broken", bool, False, "go on without studies whose picture or report is missing or broken; they are counted in the results"),
     Flag("data", "picture_check", str, "full", "before the first batch decode every picture (full) or read its header and end (quick)", choices=("full", "quick")),
     Flag("data", "vocab_path", str, None, "JSON word list to use instead of the one counted in the training reports"),
@@ -111,32 +116,45 @@ FLAGS = (
     Flag("knowledge", "diagnosisbot", str, None, "DiagnosisBot: ours or the authors' diagnosisbot.pth [<knowledge_dir>/diagnosisbot.pt]"),
     Flag("knowledge", "knowledge_dir", str, None, "folder of the data set's artefacts [knowledge/<dataset_name>]", keep="path"),
     Flag("knowledge", "oracle_labels", bool, False, "allow diagnoses made from the reports of the split that is scored; marked as oracle in every table"),
-    Flag("knowledge", "adm_masks", str, None, "ADM masks: our packed store or the authors' tree of .npy files [<knowledge_dir>/adm_masks, else <data_dir>/images300_array]", keep="path"),
-    Flag("knowledge", "adm_classifier", str, None, "ADM classifier, put into the checkpoint so that a new picture can be masked [<knowledge_dir>/adm_classifier.pt]"),
-    Flag("knowledge", "knowledge_path", str, None, "knowledge base: ours or the authors' knowledge_prompt_*.pkl [<knowledge_dir>/base.pt]"),
+    Flag("knowledge", "adm_masks", str, None, "ADM masks: our packed store or the authors' tree of .npy files [<knowledge_dir>/adm_masks, else <data_dir>/images300_array]", keep="path", systems=EKAGEN),
+    Flag("knowledge", "adm_classifier", str, None, "ADM classifier, put into the checkpoint so that a new picture can be masked [<knowledge_dir>/adm_classifier.pt]", systems=EKAGEN),
+    Flag("knowledge", "knowledge_path", str, None, "knowledge base: ours or the authors' knowledge_prompt_*.pkl [<knowledge_dir>/base.pt]", systems=EKAGEN),
 
-    Flag("knowledge", "from_scratch", bool, False, "first build what is missing of labels, DiagnosisBot, ADM masks and knowledge base", of=TRAIN),
-    Flag("knowledge", "labels_path", str, None, "with --from_scratch: labels of the reports (CSV by column name) instead of our labeler's", of=TRAIN),
+    Flag("knowledge", "from_scratch", bool, False, "first build what the system reads and is missing: labels, DiagnosisBot, ADM masks, knowledge base, prototypes", of=TRAIN),
+    Flag("knowledge", "labels_path", str, None, "labels of the reports (CSV by column name) instead of our labeler's [<knowledge_dir>/labels.csv]", keep="path"),
     Flag("knowledge", "bot_backbone", str, None, "with --from_scratch: network of the DiagnosisBot [swin_t, on miniature efficientnet_lite0]", of=TRAIN),
-    Flag("knowledge", "adm_backbone", str, None, "with --from_scratch: network of the ADM classifier [resnet34, on miniature efficientnet_lite0]", of=TRAIN),
+    Flag("knowledge", "adm_backbone", str, None, "with --from_scratch: network of the ADM classifier [resnet34, on miniature efficientnet_lite0]", of=TRAIN, systems=EKAGEN),
     Flag("knowledge", "bot_weights", str, None, "with --from_scratch: where both start: imagenet, none, or a weight file [imagenet]", of=TRAIN),
 
-    Flag("ekagen", "adm", bool, True, "use the masked picture (off: complete pictures everywhere)", keep="default"),
-    Flag("ekagen", "iek", bool, True, "use the knowledge aligner (off: plain decoder)", keep="shape"),
-    Flag("ekagen", "gid", bool, True, "distil from a frozen teacher", keep="default"),
-    Flag("ekagen", "theta", fraction, 0.4, "a mask is used when its mean exceeds this", keep="default"),
-    Flag("ekagen", "gamma", not_negative, 0.4, "factor on the pixels outside the mask", keep="default"),
-    Flag("ekagen", "beta", not_negative, 1.0, "factor on the pixels inside the mask (1 as released)", keep="default"),
-    Flag("ekagen", "adm_rule", str, "released", "how a map becomes a mask: released (as the published masks) or cam (map > 0.6)", keep="default", choices=("released", "cam")),
-    Flag("ekagen", "delta", not_negative, 0.01, "weight of the distillation loss", of=TRAIN, keep="default"),
-    Flag("ekagen", "temperature", positive_float, 4.0, "temperature of the distillation", of=TRAIN, keep="default"),
-    Flag("ekagen", "teacher", str, None, "teacher checkpoint: ours or the authors' *_t_model.pth", of=TRAIN),
-    Flag("ekagen", "gid_rounds", natural, 0, "train the teacher here: round 0 without distillation, then this many students", of=TRAIN),
-    Flag("ekagen", "student_start", str, "fresh", "weights a student starts from: fresh (ImageNet and random), or its teacher's", of=TRAIN, choices=("fresh", "teacher")),
-    Flag("ekagen", "view_preset", str, "paper", "which picture goes where; sets the three flags below", keep="default", choices=tuple(VIEW_PRESETS)),
-    Flag("ekagen", "teacher_view", str, None, "picture the teacher sees [by --view_preset]", of=TRAIN, keep="default", choices=VIEWS),
-    Flag("ekagen", "student_view", str, None, "picture the student is trained on [by --view_preset]", of=TRAIN, keep="default", choices=VIEWS),
-    Flag("ekagen", "eval_view", str, None, "picture used when writing reports [by --view_preset]", keep="default", choices=VIEWS),
+    Flag("ekagen", "adm", bool, True, "use the masked picture (off: complete pictures everywhere)", keep="default", systems=EKAGEN),
+    Flag("ekagen", "iek", bool, True, "use the knowledge aligner (off: plain decoder)", keep="shape", systems=EKAGEN),
+    Flag("ekagen", "gid", bool, True, "distil from a frozen teacher", keep="default", systems=EKAGEN),
+    Flag("ekagen", "theta", fraction, 0.4, "a mask is used when its mean exceeds this", keep="default", systems=EKAGEN),
+    Flag("ekagen", "gamma", not_negative, 0.4, "factor on the pixels outside the mask", keep="default", systems=EKAGEN),
+    Flag("ekagen", "beta", not_negative, 1.0, "factor on the pixels inside the mask (1 as released)", keep="default", systems=EKAGEN),
+    Flag("ekagen", "adm_rule", str, "released", "how a map becomes a mask: released (as the published masks) or cam (map > 0.6)", keep="default", choices=("released", "cam"), systems=EKAGEN),
+    Flag("ekagen", "delta", not_negative, 0.01, "weight of the distillation loss", of=TRAIN, keep="default", systems=EKAGEN),
+    Flag("ekagen", "temperature", positive_float, 4.0, "temperature of the distillation", of=TRAIN, keep="default", systems=EKAGEN),
+    Flag("ekagen", "teacher", str, None, "teacher checkpoint: ours or the authors' *_t_model.pth", of=TRAIN, systems=EKAGEN),
+    Flag("ekagen", "gid_rounds", natural, 0, "train the teacher here: round 0 without distillation, then this many students", of=TRAIN, systems=EKAGEN),
+    Flag("ekagen", "student_start", str, "fresh", "weights a student starts from: fresh (ImageNet and random), or its teacher's", of=TRAIN, choices=("fresh", "teacher"), systems=EKAGEN),
+    Flag("ekagen", "view_preset", str, "paper", "which picture goes where; sets the three flags below", keep="default", choices=tuple(VIEW_PRESETS), systems=EKAGEN),
+    Flag("ekagen", "teacher_view", str, None, "picture the teacher sees [by --view_preset]", of=TRAIN, keep="default", choices=VIEWS, systems=EKAGEN),
+    Flag("ekagen", "student_view", str, None, "picture the student is trained on [by --view_preset]", of=TRAIN, keep="default", choices=VIEWS, systems=EKAGEN),
+    Flag("ekagen", "eval_view", str, None, "picture used when writing reports [by --view_preset]", keep="default", choices=VIEWS, systems=EKAGEN),
+
+    Flag("r2gencmn", "mem_size", natural, 2048, "rows of the memory matrix, 0 = no memory (the paper's base)", keep="shape", systems=R2GENCMN),
+    Flag("r2gencmn, xpronet", "topk", positive_int, 32, "memory rows that answer a query, per head", keep="default", systems=R2GENCMN + XPRONET),
+    Flag("r2gen", "relational_memory", bool, True, "drive the decoder by a relational memory (off: plain transformer, the paper's base)", keep="shape", systems=R2GEN),
+    Flag("r2gen", "mcln", bool, True, "memory-driven conditional layer norm (off: the memory joins the output layer's input)", keep="shape", systems=R2GEN),
+    Flag("r2gen", "rm_num_slots", positive_int, 3, "slots of the relational memory", keep="shape", systems=R2GEN),
+    Flag("xpronet", "prototypes", str, None, "prototypes: a file of ours or the authors', random, or none (no prototypes, no contrastive losses) [<knowledge_dir>/prototypes.pt]", of=TRAIN, keep="default", systems=XPRONET),
+    Flag("xpronet", "num_prototypes", positive_int, 20, "prototypes per label", keep="shape", systems=XPRONET),
+    Flag("xpronet", "d_txt_ebd", positive_int, 768, "text columns of a prototype", keep="shape", systems=XPRONET),
+    Flag("xpronet", "d_img_ebd", natural, 0, "picture columns of a prototype, 0 = as wide as the patches of --visual_extractor", keep="shape", systems=XPRONET),
+    Flag("xpronet", "img_con", not_negative, 1.0, "weight of the contrastive loss of the patches' responses, 0 = off", of=TRAIN, keep="default", systems=XPRONET),
+    Flag("xpronet", "txt_con", not_negative, 0.1, "weight of the contrastive loss of the words' responses, 0 = off", of=TRAIN, keep="default", systems=XPRONET),
+    Flag("xpronet", "con_margin", fraction, 0.4, "cosine that studies without a common label may have unpunished", of=TRAIN, keep="default", systems=XPRONET),
 
     Flag("generator", "visual_extractor", str, "resnet101", "backbone", keep="shape", choices=EXTRACTORS),
     Flag("generator", "extractor_weights", str, "imagenet", "imagenet, none (random, said in a warning), or a weight file", of=TRAIN),
@@ -147,33 +165,55 @@ FLAGS = (
     Flag("generator", "d_ff", positive_int, 2048, "width of the feed-forward layers", keep="shape"),
     Flag("generator", "num_layers", positive_int, 6, "layers of encoder and decoder each", keep="shape"),
     Flag("generator", "dropout", fraction, 0.1, "dropout of the transformer", of=TRAIN, keep="default"),
+    Flag("generator", "feature_dropout", fraction, 0.5, "dropout of the projected patches", of=TRAIN, keep="default", systems=R2GENCMN + R2GEN + XPRONET),
 
     Flag("training", "batch_size", positive_int, 8, "studies per step"),
     Flag("training", "epochs", positive_int, 50, "passes over the training studies", of=TRAIN),
     Flag("training", "lr_ve", not_negative, 1e-5, "learning rate of the visual extractor", of=TRAIN),
     Flag("training", "lr_ed", positive_float, 1e-4, "learning rate of everything else", of=TRAIN),
-    Flag("training", "weight_decay", not_negative, 1e-4, "AdamW's decoupled weight decay", of=TRAIN),
+    Flag("training", "optimizer", str, "adamw", "adamw: decoupled weight decay; adam: weight decay added to the gradient (L2)", of=TRAIN, choices=("adamw", "adam")),
+    Flag("training", "amsgrad", bool, False, "divide by the largest second moment so far", of=TRAIN),
+    Flag("training", "adam_beta1", fraction, 0.9, "Adam's first decay rate", of=TRAIN),
+    Flag("training", "adam_beta2", fraction, 0.999, "Adam's second decay rate", of=TRAIN),
+    Flag("training", "adam_eps", positive_float, 1e-8, "Adam's epsilon", of=TRAIN),
+    Flag("training", "weight_decay", not_negative, 1e-4, "weight decay of --optimizer", of=TRAIN),
     Flag("training", "step_size", positive_int, 20, "epochs between drops of the learning rate", of=TRAIN),
     Flag("training", "lr_gamma", positive_float, 0.1, "factor of each drop", of=TRAIN),
     Flag("training", "clip_norm", not_negative, 0.1, "largest gradient norm, 0 = no clipping", of=TRAIN),
-    Flag("training", "monitor_metric", str, "r2gen/CIDEr", "validation metric that chooses best.pt (larger is better)", of=TRAIN),
+    Flag("training", "clip_value", not_negative, 0.0, "largest size of a single gradient value, 0 = no clipping", of=TRAIN),
+    Flag("training", "drop_last", bool, False, "leave out the last batch of an epoch where it is not full", of=TRAIN),
+    Flag("training", "monitor_metric", str, "r2gen/CIDEr", "validation metric that chooses best.pt (larger is better); r2gen/xsum = BLEU-4 + .33 BLEU-1 + .67 METEOR", of=TRAIN),
     Flag("training", "early_stop", natural, 0, "stop after this many epochs without a better value, 0 = never", of=TRAIN),
     Flag("training", "log_every", positive_int, 50, "steps between rows of log.jsonl", of=TRAIN),
 
     Flag("decoding", "beam_size", positive_int, 1, "beams kept per study, 1 is greedy", keep="default"),
+    Flag("decoding", "beam_search", str, "ours", "ours: ended reports are set aside; released: as R2Gen's code, an ended report stays a beam, its score lowered by 1000", keep="default", choices=("ours", "released")),
     Flag("decoding", "max_gen_length", positive_int, 127, "most words of a written report", keep="default"),
     Flag("decoding", "min_gen_length", natural, 0, "fewest words before the end mark may come", keep="default"),
     Flag("decoding", "length_penalty", str, "none", "beam scores divided by: nothing, the mean (avg), or ((5+n)/6)^0.7 (wu)", keep="default", choices=("none", "avg", "wu")),
     Flag("decoding", "sample", bool, False, "draw words instead of taking the best (seeded by study id and --seed)", keep="default"),
     Flag("decoding", "sample_temperature", positive_float, 1.0, "logits are divided by this before a draw", keep="default"),
     Flag("decoding", "top_k", natural, 0, "draw among the k best words, 0 = all", keep="default"),
-    Flag("decoding", "block_trigrams", bool, False, "greedy only: lower words that would repeat a trigram (R2Gen's soft block)", keep="default"),
+    Flag("decoding", "block_trigrams", bool, False, "lower words that would repeat a trigram (R2Gen's soft block); beam 1 only", keep="default"),
 
     Flag("scoring", "split", str, "test", "split to write and score", of=TEST, choices=("train", "val", "test")),
     Flag("scoring", "protocols", str, ("r2gen", "clean", "ptb"), "preparations of the texts before scoring", of=TEST, choices=("r2gen", "clean", "ptb"), nargs="+"),
     Flag("scoring", "page", bool, True, "write the results page (index.html) with pictures and attention", of=TEST),
     Flag("scoring", "reference_words", positive_int, 59, "protocol r2gen: references are cut at this many words", keep="default"),
     Flag("scoring", "reference_threshold", positive_int, 3, "protocol r2gen: rarer words of the references become <unk>", keep="default"),
+
+    Flag("scoring", "bootstrap", natural, 1000, "resamples of the studies for 95% intervals and --compare, 0 = none", of=TEST),
+    Flag("scoring", "chexbert_path", str, None, "your chexbert.pth: clinical metrics by CheXbert beside those of our rules", of=TEST),
+    Flag("scoring", "chexbert_vocab", str, None, "vocab.txt of BERT-base-uncased [beside --chexbert_path]", of=TEST),
+    Flag("scoring", "extra_metrics", str, (), "metrics of optional packages: radgraph[:MODEL], radeval:METRIC", of=TEST, nargs="+"),
+    Flag("scoring", "radgraph_dir", str, None, "folder with the radgraph package's models, one folder each [the package's cache]", of=TEST),
+    Flag("scoring", "score", str, None, "score this file of any system and leave: predictions CSV, CSV with ids, R2GenCMN's res.csv, ReXrank's JSON", of=TEST),
+    Flag("scoring", "reference", str, None, "with --score and --compare: annotation.json that ids and references must come from", of=TEST),
+    Flag("scoring", "compare", str, None, "two such files: differences b - a with paired-bootstrap intervals and p-values", of=TEST, nargs="+"),
+    Flag("scoring", "table", str, None, "runs (folders) or metrics files: one table under the first of --protocols, seeds together", of=TEST, nargs="+"),
+    Flag("scoring", "table_format", str, "markdown", "form of --table", of=TEST, choices=("markdown", "csv", "latex")),
+    Flag("scoring", "export", str, None, "with --score: also write the submission file of this leaderboard", of=TEST, choices=("rexrank",)),
+    Flag("scoring", "out", str, None, "file that --compare (JSON), --table or --export writes", of=TEST),
 
     Flag("one picture", "image", str, None, "pictures of one new study: prints report, diagnosis and expert report", of=TEST, nargs="+"),
 )
@@ -194,8 +234,61 @@ PRESETS: dict[tuple[str, str], dict] = {
     ("ekagen", "custom"): {},
 }  # fmt: skip
 
+# The family of R2Gen: what its systems share, what each has of its own, and what each data set changes.
+_FAMILY = {
+    "image_size": 224, "resize_filter": "bilinear", "augment": "crop_flip", "max_views": 2,
+    "visual_extractor": "resnet101", "extractor_freeze": "none", "dilate": False, "d_model": 512, "d_ff": 512, "num_layers": 3,
+    "max_seq_length": 60, "max_gen_length": 60, "beam_size": 3, "beam_search": "released", "block_trigrams": True,
+    "batch_size": 16, "epochs": 100, "optimizer": "adam", "amsgrad": True, "weight_decay": 5e-5, "lr_gamma": 0.8,
+    "clip_norm": 0.0, "monitor_metric": "r2gen/BLEU_4", "early_stop": 50,
+}  # fmt: skip
+_MIMIC = {
+    "max_views": 1, "max_seq_length": 100, "max_gen_length": 100, "threshold": 10, "cleaning": "mimic_cxr",
+    "reference_words": 99, "reference_threshold": 10, "epochs": 30, "picture_check": "quick", "num_workers": 8,
+}  # fmt: skip
+_MINIATURE = {  # pictures whose reports say left and right are not mirrored
+    "visual_extractor": "efficientnet_lite0", "image_size": 128, "augment": "crop", "d_model": 128, "d_ff": 256,
+    "num_heads": 4, "num_layers": 2, "feature_dropout": 0.1, "max_seq_length": 64, "max_gen_length": 64, "batch_size": 8,
+    "epochs": 8, "lr_ve": 3e-4, "lr_ed": 1e-3, "step_size": 6, "lr_gamma": 0.3, "clip_norm": 1.0, "clip_value": 0.0,
+    "extractor_freeze": "stem",
+}  # fmt: skip
+_CUSTOM = {"augment": "crop"}
+_NOAM = {"adam_beta2": 0.98, "adam_eps": 1e-9}
+_OWN = {
+    "r2gencmn": {
+        "iu_xray": {**_NOAM, "lr_ve": 1e-4, "lr_ed": 5e-4, "step_size": 10, "seed": 7580},
+        "mimic_cxr": {"step_size": 3, "seed": 9153},
+        "miniature": {"mem_size": 256, "topk": 16},
+    },
+    "r2gen": {
+        "iu_xray": {"lr_ve": 5e-5, "lr_ed": 1e-4, "step_size": 50, "lr_gamma": 0.1, "clip_value": 0.1, "seed": 9223},
+        "mimic_cxr": {"step_size": 1, "lr_gamma": 0.8, "seed": 456789},
+        "miniature": {},
+    },
+    "xpronet": {
+        "iu_xray": {
+            **_NOAM, "augment": "crop", "topk": 15, "epochs": 30, "lr_ve": 1e-3, "lr_ed": 2e-3, "step_size": 10, "seed": 7580,
+            "drop_last": True, "monitor_metric": "r2gen/xsum",
+        },
+        "mimic_cxr": {"batch_size": 64, "lr_ve": 5e-5, "lr_ed": 1e-4, "step_size": 3, "precision": "fp16"},
+        "miniature": {},
+    },
+}  # fmt: skip
+for _system, _own in _OWN.items():
+    _published = {**_FAMILY, **_own["iu_xray"]}
+    PRESETS[_system, "iu_xray"] = _published
+    PRESETS[_system, "mimic_cxr"] = {**_published, **_MIMIC, **_own["mimic_cxr"]}
+    PRESETS[_system, "miniature"] = {**_published, **_MINIATURE, **_own["miniature"]}
+    PRESETS[_system, "custom"] = {**_published, **_CUSTOM}
+
 # Where our builders put the artefacts of a data set, below --knowledge_dir.
-ARTEFACTS = {"diagnosisbot": "diagnosisbot.pt", "adm_classifier": "adm_classifier.pt", "knowledge_path": "base.pt"}
+ARTEFACTS = {
+    "diagnosisbot": "diagnosisbot.pt",
+    "adm_classifier": "adm_classifier.pt",
+    "knowledge_path": "base.pt",
+    "prototypes": "prototypes.pt",
+    "labels_path": "labels.csv",
+}
 
 # Where the authors' files are expected when --load is one of them and nothing else is typed.
 RELEASED_FILES: dict[tuple[str, str], dict] = {
@@ -230,7 +323,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_flag(group, flag: Flag) -> None:
     """Add one row of the table to a group of any parser; the default is shown in the help, not set."""
-    note = "" if flag.default in (None, "") else f" [{flag.default}]"
+    note = "" if flag.default in (None, "", ()) else f" [{flag.default}]"
     settings = {"help": (flag.help + note).replace("%", "%%")}
     if flag.kind is bool:
         settings["action"] = argparse.BooleanOptionalAction
@@ -272,6 +365,9 @@ def parse(argv: list[str] | None, command: str, *, systems: tuple[str, ...], car
         near = difflib.get_close_matches(model, systems, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"--model {model}: unknown, choose from {', '.join(sorted(systems))}{hint}")
+    foreign = [flag.name for flag in FLAGS if flag.name in typed and flag.systems and model not in flag.systems]
+    if foreign:
+        raise InputError(f"--{', --'.join(foreign)}: --model {model} does not read that; leave it out")
     preset = PRESETS.get((model, dataset), {})
     unknown = sorted(set(preset) - set(values))
     if unknown:

@@ -17,6 +17,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+import numpy as np
 from pycocoevalcap.meteor import meteor as _meteor
 
 # Numbers with a point in any locale; texts as utf-8 in any locale; one thread of garbage collection, half the memory.
@@ -32,6 +33,12 @@ HEAPS = ("-Xmx600m", "-Xmx3g")
 _FOREIGN_OPTIONS = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SEPARATOR = re.compile(r"\|{3,}")
+
+# Parameters of METEOR 1.5 for English and the weights of its matchers: exact, stem, synonym, paraphrase.
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
+_MATCHERS = np.array([1.0, 0.6, 0.8, 0.6])
+_COUNTS = 23  # numbers that Java gives of a pair, see meteor_of_counts
+_REMEMBERED = 20_000  # pairs whose counts are kept: the protocols share many
 
 # The self-check: METEOR 1.5 gives this pair this value.
 _CHECK_PAIR = ("no acute cardiopulmonary abnormality .", "no acute abnormality of the heart .")
@@ -81,6 +88,29 @@ def meteor_text(text: str) -> str:
     return _SEPARATOR.sub(" ", one_line(text))
 
 
+def meteor_of_counts(counts: np.ndarray) -> np.ndarray:
+    """METEOR [...] of the Java program's counts [..., 23], of one pair or summed over many.
+
+    The counts: words of hypothesis and reference; of them function words; per matcher the matched content words of both,
+    then function words of both; chunks (0 when both sides are one and the same chunk); matched words of both. corpus_score
+    checks that Java's own value is the same; the formula makes bootstrap and subsets possible without asking Java again.
+    Source: Denkowski and Lavie 2014.
+    """
+    told, gold, told_function, gold_function = (counts[..., i] for i in range(4))
+    matched = counts[..., 4:20].reshape(*counts.shape[:-1], 4, 4)  # matcher, (content, content, function, function)
+    chunks, told_matched, gold_matched = (counts[..., i] for i in range(20, 23))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = (
+            ((_DELTA * matched[..., side] + (1 - _DELTA) * matched[..., side + 2]) * _MATCHERS).sum(-1)
+            / (_DELTA * (words - function) + (1 - _DELTA) * function)
+            for side, words, function in ((0, told, told_function), (1, gold, gold_function))
+        )
+        mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
+        fragments = chunks / ((told_matched + gold_matched) / 2)
+    value = mean * (1 - _GAMMA * fragments**_BETA)
+    return np.where((told_matched > 0) & np.isfinite(value), value, 0.0)
+
+
 class _Process(_meteor.Meteor):
     """pycocoevalcap's client of METEOR on a Java process that we start ourselves (its own takes no options)."""
 
@@ -90,6 +120,7 @@ class _Process(_meteor.Meteor):
         self.owner = os.getpid()
         self.errors = tempfile.TemporaryFile()
         self.lock = threading.Lock()
+        self.known: dict[tuple[str, str], str] = {}
         try:
             self.meteor_p = subprocess.Popen(
                 command,
@@ -104,6 +135,25 @@ class _Process(_meteor.Meteor):
             self.errors.close()
             raise JavaFailure(f"Java does not start: {error}") from error
         atexit.register(self.close)
+
+    def measure(self, references: list[str], hypotheses: list[str]) -> tuple[float, list[float], np.ndarray]:
+        """Java's value of the corpus and of each pair, and the counts [B, 23] behind them; texts of meteor_text."""
+        if len(self.known) > _REMEMBERED:
+            self.known.clear()
+        lines = []
+        for pair in zip(references, hypotheses):
+            if pair not in self.known:
+                self.known[pair] = self._stat(pair[1], [pair[0]])
+            lines.append(self.known[pair])
+        counts = np.array([[float(number) for number in line.split()] for line in lines])
+        if counts.shape != (len(lines), _COUNTS):
+            raise ValueError(f"{lines[0]!r:.80} are no {_COUNTS} counts")
+        told, gold, chunks, told_matched, gold_matched = counts[:, [0, 1, 20, 21, 22]].T
+        counts[(chunks == 1) & (told_matched == told) & (gold_matched == gold), 20] = 0  # as Java does when it adds up
+        self.meteor_p.stdin.write(("EVAL ||| " + " ||| ".join(lines) + "\n").encode())
+        self.meteor_p.stdin.flush()
+        *studies, corpus = [float(self.meteor_p.stdout.readline()) for _ in range(len(lines) + 1)]
+        return corpus, studies, counts
 
     def complaint(self) -> str:
         """What Java said on its error stream, its first telling line."""
@@ -177,11 +227,11 @@ class Meteor:
                 return str(failure)
             return None
 
-    def corpus_score(self, references: list[str], hypotheses: list[str]) -> tuple[float, list[float]]:
-        """METEOR of the corpus as the Java program gives it, and of each study; one reference per hypothesis.
+    def corpus_score(self, references: list[str], hypotheses: list[str]) -> tuple[float, np.ndarray]:
+        """METEOR of the corpus as the Java program gives it, and its counts of each study [B, 23] (meteor_of_counts).
 
-        Empty hypotheses count 0. A Java process that died is replaced once, by one with more memory; if that fails
-        too, JavaFailure is raised with the reason, and a later call starts anew.
+        One reference per hypothesis; empty hypotheses count 0. A Java process that died is replaced once, by one with more
+        memory; if that fails too, JavaFailure is raised with the reason, and a later call starts anew.
         """
         if len(references) != len(hypotheses):
             raise ValueError(f"{len(references)} references, {len(hypotheses)} hypotheses")
@@ -216,7 +266,7 @@ class Meteor:
         if self._broken is not None:
             raise JavaFailure(self._broken)
 
-    def _ask(self, references: list[str], hypotheses: list[str]) -> tuple[float, list[float]]:
+    def _ask(self, references: list[str], hypotheses: list[str]) -> tuple[float, np.ndarray]:
         process = self._process
         late = threading.Event()
 
@@ -228,13 +278,16 @@ class Meteor:
         watch.daemon = True
         watch.start()
         try:
-            corpus, studies = process.compute_score(
-                {i: [meteor_text(text)] for i, text in enumerate(references)},
-                {i: [meteor_text(text)] for i, text in enumerate(hypotheses)},
+            corpus, studies, counts = process.measure(
+                [meteor_text(text) for text in references], [meteor_text(text) for text in hypotheses]
             )
             if not all(map(math.isfinite, [corpus, *studies])):
                 raise ValueError("a score is not a number")
-            return corpus, studies
+            if not np.allclose(
+                [corpus, *studies], [meteor_of_counts(counts.sum(0)), *meteor_of_counts(counts)], atol=1e-6
+            ):
+                raise ValueError(f"its value {corpus} is not that of its counts")
+            return corpus, counts
         except (OSError, ValueError) as error:
             try:
                 process.meteor_p.wait(timeout=1)

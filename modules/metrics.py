@@ -16,18 +16,23 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 
-from pycocoevalcap.bleu.bleu import Bleu
+import numpy as np
+from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
+from modules.earlier import earlier_share
 from modules.errors import InputError
-from modules.meteor import JavaFailure, Meteor, ptb_tokenize
+from modules.meteor import JavaFailure, Meteor, meteor_of_counts, ptb_tokenize
 from modules.reports import R2GenReferences, check_rows
+from modules.resampling import Statistic, mean_statistic
 
 METRICS = ("BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr")
 PROTOCOLS = ("r2gen", "clean", "ptb")
-_REFERENCE = {"r2gen": "reference_r2gen", "clean": "reference_clean", "ptb": "reference"}
+REFERENCE_COLUMNS = {"r2gen": "reference_r2gen", "clean": "reference_clean", "ptb": "reference"}
 _FEW_DISTINCT = 0.05
 _SPACES = re.compile(r"\s+")
 
@@ -42,44 +47,45 @@ def prepare(text: str) -> str:
     return _SPACES.sub(" ", text.replace(".", " .")).strip()
 
 
-def score_texts(
-    references: Sequence[str], hypotheses: Sequence[str], metrics: Sequence[str] = METRICS, meteor: Meteor | None = None
-) -> tuple[dict[str, float], dict[str, list[float]], dict[str, str]]:
-    """The named metrics of prepared texts, one reference each: of the corpus, of each study, and notes.
+def text_statistics(
+    references: Sequence[str], hypotheses: Sequence[str], metrics: Sequence[str] = METRICS
+) -> dict[str, Statistic]:
+    """The named metrics but METEOR of prepared texts, one reference each, as sums over studies (modules/resampling.py).
 
-    METEOR is the corpus value of its Java program, BLEU is corpus BLEU; neither is the mean of the studies' values.
-    A metric that cannot be computed is absent from the first two and its reason is in the notes. metrics with METEOR
-    need `meteor`.
+    BLEU is corpus BLEU, not the mean of the studies' values. Counts and values are pycocoevalcap's.
     """
-    gold = {number: [text] for number, text in enumerate(references)}
-    told = {number: [text] for number, text in enumerate(hypotheses)}
-    corpus, studies, notes = {}, {}, {}
-    wanted_bleu = [name for name in METRICS[:4] if name in metrics]
-    if wanted_bleu:
-        values, lists = Bleu(4).compute_score(gold, told, verbose=0)
-        for name in wanted_bleu:
-            order = int(name[-1]) - 1
-            corpus[name], studies[name] = values[order], lists[order]
-    if "METEOR" in metrics:
-        try:
-            corpus["METEOR"], studies["METEOR"] = meteor.corpus_score(list(references), list(hypotheses))
-        except JavaFailure as failure:
-            notes["METEOR"] = str(failure)
+    statistics = {}
+    if any(name in metrics for name in METRICS[:4]):
+        scorer = BleuScorer()
+        for reference, hypothesis in zip(references, hypotheses):
+            scorer += (hypothesis, [reference])
+        counts = [[one["testlen"], *one["reflen"], *one["guess"], *one["correct"]] for one in scorer.ctest]
+        counts = np.array(counts, dtype=np.float64)
+        for order, name in enumerate(METRICS[:4], 1):
+            if name in metrics:
+                statistics[name] = Statistic(counts, partial(_bleu, order=order))
     if "ROUGE_L" in metrics:
-        some = {number: [text or "\0"] for number, text in enumerate(hypotheses)}  # two empty texts would give 1
-        corpus["ROUGE_L"], studies["ROUGE_L"] = Rouge().compute_score(gold, some)
+        statistics["ROUGE_L"] = mean_statistic([_rouge(*pair) for pair in zip(references, hypotheses)])
     if "CIDEr" in metrics:
-        if any(text.split() for text in references):
-            corpus["CIDEr"], studies["CIDEr"] = Cider().compute_score(gold, told)
-        else:
-            corpus["CIDEr"], studies["CIDEr"] = 0.0, [0.0] * len(gold)
-        if len(gold) == 1:
-            notes["CIDEr"] = "CIDEr of a single study is 0 by definition: its word weights come from the other studies"
-    return (
-        {name: float(corpus[name]) for name in METRICS if name in corpus},
-        {name: [float(value) for value in studies[name]] for name in METRICS if name in studies},
-        notes,
-    )
+        gold, told = ({n: [text] for n, text in enumerate(texts)} for texts in (references, hypotheses))
+        some = any(text.split() for text in references)
+        statistics["CIDEr"] = mean_statistic(Cider().compute_score(gold, told)[1] if some else [0.0] * len(gold))
+    return statistics
+
+
+def _bleu(sums: np.ndarray, order: int) -> np.ndarray:
+    """BLEU-`order` from sums [..., 10]: words of hypothesis and reference, n-grams of 4 orders, those found.
+
+    pycocoevalcap's value, with its small constants (1e-15 and 1e-9) against division by nothing.
+    """
+    precisions = (sums[..., 6 : 6 + order] + 1e-15) / (sums[..., 2 : 2 + order] + 1e-9)
+    ratio = (sums[..., 0] + 1e-15) / (sums[..., 1] + 1e-9)
+    return precisions.prod(-1) ** (1 / order) * np.exp(np.minimum(0, 1 - 1 / ratio))
+
+
+@lru_cache(maxsize=50_000)  # the protocols share many pairs
+def _rouge(reference: str, hypothesis: str) -> float:
+    return Rouge().calc_score([hypothesis or "\0"], [reference])  # two empty texts would give 1
 
 
 def score(
@@ -98,34 +104,107 @@ def score(
 
     The result holds `<protocol>/<metric>` (0..1, CIDEr 0..10) and, when the rows have a column `constant` (the constant
     report, the same in each row), `constant/<protocol>/<metric>`; None where it cannot be computed, the reason is in
-    `notes`, a dict by metric, protocol or key. Also `studies`, `distinct_reports` (predictions that differ, as
-    prepared), `commonest_share` (0..1, share of the commonest), `mean_words_prediction` and `mean_words_reference`
-    (words of protocol clean, full stops count).
+    `notes`, a dict by metric, protocol or key. Also what `text_facts` says of the texts themselves.
     Raises InputError for rows that are no predictions, for ids that are not those expected, and for unknown names.
     """
+    rows = checked_rows(rows, expected_ids)
+    facts, notes = text_facts(rows)
+    statistics, reasons = measure(rows, protocols=protocols, metrics=metrics, meteor=meteor)
+    return {**facts, **corpus_values(statistics), "notes": notes | reasons}
+
+
+def checked_rows(
+    rows: Iterable[Mapping[str, str]], expected_ids: Iterable[str] | None = None
+) -> list[Mapping[str, str]]:
+    """The rows of a predictions file by id; InputError as score() raises it."""
     rows = sorted(rows, key=lambda row: str(row.get("id")))
+    check_rows(rows)
+    if expected_ids is not None:
+        check_ids([row["id"] for row in rows], expected_ids)
+    return rows
+
+
+def corpus_values(
+    statistics: Mapping[str, Statistic | None], chosen: np.ndarray | None = None
+) -> dict[str, float | None]:
+    """{key: value over all studies or those that are True in `chosen` [B]}; None stays None."""
+    return {key: None if one is None else one.corpus(chosen) for key, one in statistics.items()}
+
+
+def measure(
+    rows: Sequence[Mapping[str, str]],
+    *,
+    protocols: Sequence[str] = PROTOCOLS,
+    metrics: Sequence[str] | None = None,
+    meteor: Meteor | None = None,
+) -> tuple[dict[str, Statistic | None], dict[str, str]]:
+    """The statistics of checked rows by key, system and constant report (see score), and notes on those that are None.
+
+    Java works beside Python: METEOR of all protocols is asked for first and collected last.
+    """
     metrics = METRICS if metrics is None else tuple(metrics)
     for given, known, what in ((metrics, METRICS, "metric"), (protocols, PROTOCOLS, "protocol")):
         unknown = [name for name in given if name not in known]
         if unknown:
             raise InputError(f"unknown {what} {', '.join(unknown)}; choose from {', '.join(known)}")
-    check_rows(rows)
-    if expected_ids is not None:
-        check_ids([row["id"] for row in rows], expected_ids)
-    constant = _constant(rows)
+    systems = {"": [row["prediction"] for row in rows]}
+    constant = constant_of(rows)
+    if constant is not None:
+        systems["constant/"] = [constant] * len(rows)
+    statistics: dict[str, Statistic | None] = {
+        f"{system}{protocol}/{name}": None
+        for protocol in protocols
+        for system in systems
+        for name in METRICS
+        if name in metrics
+    }
+    notes = {}
     own = meteor is None and "METEOR" in metrics
     if own:
         meteor = Meteor()
     try:
         if "METEOR" in metrics:
             meteor.start()
-        result, notes = _facts(rows)
-        for protocol in protocols:
-            _score_protocol(protocol, rows, constant, metrics, meteor, result, notes)
+        with ThreadPoolExecutor(1) as beside:
+            asked = {}
+            texts = {}
+            for protocol in protocols:
+                try:
+                    references, told = _prepared(protocol, [row[REFERENCE_COLUMNS[protocol]] for row in rows], systems)
+                except JavaFailure as failure:
+                    notes[protocol] = str(failure)
+                    continue
+                for system, hypotheses in told.items():
+                    key = f"{system}{protocol}"
+                    texts[key] = (references, hypotheses)
+                    if "METEOR" in metrics:
+                        asked[key] = beside.submit(meteor.corpus_score, references, hypotheses)
+            for key, (references, hypotheses) in texts.items():
+                found = text_statistics(references, hypotheses, metrics)
+                statistics.update({f"{key}/{name}": statistic for name, statistic in found.items()})
+            for key, answer in asked.items():
+                try:
+                    statistics[f"{key}/METEOR"] = Statistic(answer.result()[1], meteor_of_counts)
+                except JavaFailure as failure:
+                    notes["METEOR"] = str(failure)
     finally:
         if own:
             meteor.close()
-    return {**result, "notes": notes}
+    if len(rows) == 1 and "CIDEr" in metrics:
+        notes["CIDEr"] = "CIDEr of a single study is 0 by definition: its word weights come from the other studies"
+    return statistics, notes
+
+
+def _prepared(protocol: str, references: list[str], systems: Mapping[str, list[str]]) -> tuple[list[str], dict]:
+    """References and {system: texts} as the metrics of a protocol read them; JavaFailure from the PTB tokenizer."""
+    if protocol != "ptb":
+        prepared = {system: [prepare(text) for text in texts] for system, texts in systems.items()}
+        return [prepare(text) for text in references], prepared
+    different = list(dict.fromkeys([*references, *(text for texts in systems.values() for text in texts)]))
+    told = dict(zip(different, ptb_tokenize(different)))
+    return [told[text] for text in references], {
+        name: [told[text] for text in texts] for name, texts in systems.items()
+    }
 
 
 def check_ids(scored: Iterable[str], expected: Iterable[str]) -> None:
@@ -141,60 +220,60 @@ def check_ids(scored: Iterable[str], expected: Iterable[str]) -> None:
         raise InputError(f"predictions hold {len(scored)} studies, the split {len(expected)}: {'; '.join(parts)}")
 
 
-def _constant(rows: list[Mapping[str, str]]) -> str | None:
+def constant_of(rows: Sequence[Mapping[str, str]]) -> str | None:
+    """The constant report of a predictions file, if it has one."""
     found = {row.get("constant") for row in rows}
     if len(found) > 1:
         raise InputError(f"column constant: {len(found)} different texts; the constant report is one for all studies")
     return found.pop()
 
 
-def _facts(rows: list[Mapping[str, str]]) -> tuple[dict, dict[str, str]]:
-    """What is said of the texts themselves, and the warning that too few of them differ."""
-    texts = [prepare(row["prediction"]) for row in rows]
-    counts = Counter(texts)
+def text_facts(rows: Sequence[Mapping[str, str]]) -> tuple[dict, dict[str, str]]:
+    """What is said of the texts themselves, and warnings.
+
+    `studies`; `distinct_reports` (predictions that differ, as prepared), `commonest_share` (0..1, share of the commonest);
+    `mean_words_prediction`, `mean_words_reference` and more of their lengths under `words` (protocol clean, full stops
+    count); `earlier` (modules/earlier.py): share of sentences about earlier studies on both sides.
+    """
+    told = [prepare(row["prediction"]) for row in rows]
+    gold = [prepare(row["reference_clean"]) for row in rows]
+    counts = Counter(told)
     notes = {}
     if len(counts) / len(rows) < _FEW_DISTINCT:
         notes["distinct_reports"] = (
             f"warning: only {len(counts)} distinct reports for {len(rows)} studies; compare with the constant report"
         )
-    empty = sum(not text for text in texts)
+    empty = sum(not text for text in told)
     if empty:
         notes["prediction"] = f"warning: {empty} of {len(rows)} predictions are empty (scored, as 0)"
+    words = {side: _lengths(texts) for side, texts in (("prediction", told), ("reference", gold))}
     facts = {
         "studies": len(rows),
         "distinct_reports": len(counts),
         "commonest_share": max(counts.values()) / len(rows),
-        "mean_words_prediction": sum(len(text.split()) for text in texts) / len(rows),
-        "mean_words_reference": sum(len(prepare(row["reference_clean"]).split()) for row in rows) / len(rows),
+        "mean_words_prediction": words["prediction"]["mean"],
+        "mean_words_reference": words["reference"]["mean"],
+        "words": words,
+        "earlier": {
+            "prediction": earlier_share([row["prediction"] for row in rows]),
+            "reference": earlier_share([row["reference"] for row in rows]),
+        },
     }
     return facts, notes
 
 
-def _score_protocol(protocol, rows, constant, metrics, meteor, result, notes) -> None:
-    """Adds the values of one protocol to `result`, and reasons to `notes`; the constant report beside the system."""
-    systems = {"": [row["prediction"] for row in rows]}
-    if constant is not None:
-        systems["constant/"] = [constant] * len(rows)
-    for system in systems:
-        result.update({f"{system}{protocol}/{metric}": None for metric in METRICS if metric in metrics})
-    references = [row[_REFERENCE[protocol]] for row in rows]
-    if protocol == "ptb":
-        try:
-            told = ptb_tokenize([*references, *systems[""], *([constant] if constant is not None else [])])
-        except JavaFailure as failure:
-            notes["ptb"] = str(failure)
-            return
-        size = len(rows)
-        references, systems[""] = told[:size], told[size : 2 * size]
-        if constant is not None:
-            systems["constant/"] = [told[-1]] * size
-    else:
-        references = [prepare(text) for text in references]
-        systems = {system: [prepare(text) for text in texts] for system, texts in systems.items()}
-    for system, texts in systems.items():
-        values, _, reasons = score_texts(references, texts, metrics, meteor)
-        result.update({f"{system}{protocol}/{metric}": value for metric, value in values.items()})
-        notes.update(reasons)
+def _lengths(texts: Sequence[str]) -> dict[str, float]:
+    """Words per report: mean, standard deviation, and the 5th, 50th, 95th percentile and the longest."""
+    words = np.array([len(text.split()) for text in texts])
+    low, middle, high = np.quantile(words, [0.05, 0.5, 0.95])
+    return {
+        "mean": sum(words.tolist()) / len(words),
+        "deviation": float(words.std()),
+        "p5": float(low),
+        "median": float(middle),
+        "p95": float(high),
+        "most": int(words.max()),
+    }
 
 
 def best_constant_report(
@@ -257,41 +336,95 @@ class _ConstantBleu:
         return product**0.25 * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)
 
 
-_TITLES = {"BLEU_1": "BLEU-1", "BLEU_2": "BLEU-2", "BLEU_3": "BLEU-3", "BLEU_4": "BLEU-4", "ROUGE_L": "ROUGE-L"}
+TITLES = {"BLEU_1": "BLEU-1", "BLEU_2": "BLEU-2", "BLEU_3": "BLEU-3", "BLEU_4": "BLEU-4", "ROUGE_L": "ROUGE-L"}
 
 
 def format_table(metrics: Mapping, published: Mapping[str, Mapping[str, float]] | None = None) -> str:
-    """The result of score() as a Markdown table that reads well as plain text too.
+    """The result of score() or scoring.score_all() as Markdown tables that read well as plain text too.
 
-    Rows: this system and the constant report (`*`) under each protocol, then `published`: name of a system -> its
-    values by the names of METRICS (any may be absent), protocol as their papers used it. `n/a`: could not be computed
-    (the reason follows below); `-`: not given. Below: distinct reports, lengths, notes.
+    Rows of the first: this system, its 95% interval and the constant report (`*`) under each protocol, then `published`: name
+    of a system -> its values by the names of METRICS (any may be absent), protocol as their papers used it. `n/a`: could not
+    be computed (the reason follows below); `-`: not given. Then clinical F1 and the parts of the split, where they are known.
+    Below: distinct reports, lengths, notes.
     """
-    lines = [["protocol", "system", *(_TITLES.get(name, name) for name in METRICS)]]
+    lines = [["protocol", "system", *(TITLES.get(name, name) for name in METRICS)]]
     for protocol in PROTOCOLS:
-        for system, prefix in (("this system", ""), ("constant report *", "constant/")):
-            keys = [f"{prefix}{protocol}/{name}" for name in METRICS]
-            if any(key in metrics for key in keys):
-                lines.append([protocol, system, *(_cell(metrics, key) for key in keys)])
+        lines += _system_rows(metrics, protocol, [f"{protocol}/{name}" for name in METRICS])
     for name, values in (published or {}).items():
         lines.append(["published", name, *(_cell(values, metric) for metric in METRICS)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    texts = [
-        "| "
-        + " | ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
-        + " |"
-        for line in lines
-    ]
-    rule = "|" + "|".join("-" * (w + 2) if i < 2 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    below = [
-        f"{metrics['studies']} studies; {metrics['distinct_reports']} distinct reports, the commonest is "
-        f"{metrics['commonest_share']:.1%} of all; mean words: prediction {metrics['mean_words_prediction']:.1f}, "
-        f"reference {metrics['mean_words_reference']:.1f}."
-    ]
+    tables = [markdown(lines, words=2)]
+    averages = [f"{labels}/{average}" for labels in ("14", "5") for average in ("micro", "macro", "example")]
+    clinical = [["F1 of labels", "system", *(name.replace("/", " ") for name in averages)]]
+    for labeler in metrics.get("by_label", ()):
+        for rule in ("u0", "u1"):
+            clinical += _system_rows(
+                metrics, f"{labeler} {rule}", [f"ce/{labeler}/{name}/{rule}/f1" for name in averages]
+            )
+    extra = sorted(key for key in metrics if key.startswith(("radgraph/", "radeval/")))
+    parts = _part_rows(metrics)
+    tables += [markdown(table, words=2) for table in (clinical, parts) if len(table) > 1]
+    text = "\n\n".join("\n".join(table) for table in tables)
+    below = [f"{key}: {_cell(metrics, key)}" for key in extra] + _below(metrics)
     if any(line[1] == "constant report *" for line in lines):
         below.append("* one training report, the best on validation, given to every study.")
-    below += [f"{key}: {text}" for key, text in metrics["notes"].items()]
-    return "\n".join([texts[0], rule, *texts[1:], "", *below])
+    below += [f"{key}: {reason}" for key, reason in metrics["notes"].items()]
+    return "\n".join([text, "", *below])
+
+
+def _system_rows(metrics: Mapping, name: str, keys: Sequence[str]) -> list[list[str]]:
+    """Rows of this system, its interval and the constant report under `name`, as far as they are known."""
+    rows, between = [], metrics.get("intervals", {})
+    for system, prefix in (("this system", ""), ("constant report *", "constant/")):
+        if any(prefix + key in metrics for key in keys):
+            rows.append([name, system, *(_cell(metrics, prefix + key) for key in keys)])
+            if not prefix and any(key in between for key in keys):
+                bounds = [
+                    " - ".join(f"{bound:.3f}" for bound in between[key]) if key in between else "" for key in keys
+                ]
+                rows.append([name, "  95% interval", *bounds])
+    return rows
+
+
+def _part_rows(metrics: Mapping) -> list[list[str]]:
+    """The parts of the split, chosen by their references: abnormal or not, speaking of earlier studies or not."""
+    protocol = next((name for name in PROTOCOLS if f"{name}/BLEU_4" in metrics), None)
+    labeler = next(iter(metrics.get("by_label", ())), None)
+    keys = [f"{protocol}/{name}" for name in ("BLEU_1", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr")]
+    keys += [f"ce/{labeler}/14/{average}/u1/f1" for average in ("micro", "macro")]
+    heads = [TITLES.get(key.split("/")[1], key.split("/")[1]) for key in keys[:5]] + ["F1 micro", "F1 macro"]
+    rows = [[f"references ({protocol})", "system", "studies", *heads]]
+    for part in ("abnormal", "normal", "earlier", "not_earlier"):
+        values = metrics.get("subsets", {}).get(part, {"studies": 0})
+        for system, prefix in (("this system", ""), ("constant report *", "constant/")):
+            if any(prefix + key in values for key in keys):
+                cells = [_cell(values, prefix + key) for key in keys]
+                rows.append([part.replace("_", " "), system, str(values["studies"]), *cells])
+    return rows
+
+
+def _below(metrics: Mapping) -> list[str]:
+    """Distinct reports, lengths and sentences about earlier studies in words."""
+    sides = ("prediction", "reference")
+    lengths = (f"{side} {metrics[f'mean_words_{side}']:.1f}" for side in sides)
+    facts = [
+        f"{metrics['studies']} studies; {metrics['distinct_reports']} distinct reports, the commonest is "
+        f"{metrics['commonest_share']:.1%} of all; mean words: {', '.join(lengths)}."
+    ]
+    if "earlier" in metrics:
+        shares = (f"{side} {metrics['earlier'][side]['sentences']:.1%}" for side in sides)
+        facts.append(f"Sentences about earlier studies: {', '.join(shares)}.")
+    return facts
+
+
+def markdown(lines: Sequence[Sequence[str]], words: int) -> list[str]:
+    """The lines of a Markdown table with even columns; the first `words` columns are words, the others numbers."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    texts = [
+        "| " + " | ".join(c.ljust(w) if i < words else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))) + " |"
+        for line in lines
+    ]
+    rule = "|" + "|".join("-" * (w + 2) if i < words else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return [texts[0], rule, *texts[1:]]
 
 
 def _cell(values: Mapping[str, float | None], key: str) -> str:

@@ -4,14 +4,16 @@ import torch
 
 
 def make_optimizer(groups: dict[str, list], args) -> torch.optim.Optimizer:
-    """AdamW over named groups: "extractor" takes --lr_ve, every other group --lr_ed. An empty group is left out."""
+    """AdamW or Adam over named groups: "extractor" takes --lr_ve, every other group --lr_ed. An empty group is left out."""
     rates = {"extractor": args.lr_ve}
     rows = [
         {"params": parameters, "lr": rates.get(name, args.lr_ed), "name": name}
         for name, parameters in groups.items()
         if parameters
     ]
-    return torch.optim.AdamW(rows, lr=args.lr_ed, weight_decay=args.weight_decay, fused=True)
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[args.optimizer]
+    settings = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_eps, "amsgrad": args.amsgrad}
+    return kind(rows, lr=args.lr_ed, weight_decay=args.weight_decay, fused=True, **settings)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, args):

@@ -36,6 +36,11 @@ class Precision:
         return torch.autocast(self.device.type, self.kind)
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """x, out of half precision: for what must stay exact inside an autocast region."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 def seed_everything(seed: int, deterministic: bool) -> None:
     """Seed every generator; with `deterministic` PyTorch refuses kernels that are not."""
     import os

@@ -4,12 +4,13 @@ Scoring (modules/metrics.py) reads one file only, the predictions; what its refe
 """
 
 import csv
-import os
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from modules.errors import InputError
+from modules.artefact import write_atomic
+from modules.errors import InputError, Problems
 
 # Replacements of the whole text, in this order; str.replace, so each one sees what the one before it left.
 _LIST_MARKS = (
@@ -28,6 +29,7 @@ UNKNOWN = "<unk>"
 # rule -> (training count a word needs to be kept, words a reference may have) of protocol r2gen.
 R2GEN_LIMITS = {"iu_xray": (3, 59), "mimic_cxr": (10, 99)}
 
+SPLITS = ("train", "val", "test")
 COLUMNS = ("id", "reference", "prediction", "reference_clean", "reference_r2gen")
 
 
@@ -119,8 +121,8 @@ def write_predictions(path: str | Path, rows: Iterable[Mapping[str, str]]) -> Pa
     """Writes the predictions file and returns its path: CSV, utf-8, one row per study, in the order given.
 
     rows: mappings with COLUMNS and any further columns, the same ones in each row; see R2GenReferences.row. Texts may
-    hold line breaks and quotes. Written to a temporary name beside `path`, then renamed, so no half file is ever seen.
-    Characters that utf-8 cannot hold (lone surrogates) become `?`. Raises InputError as check_rows does.
+    hold line breaks and quotes. Whole or not at all; characters that utf-8 cannot hold (lone surrogates) become `?`.
+    Raises InputError as check_rows does, and where the file cannot be written.
     """
     path, rows = Path(path), list(rows)
     check_rows(rows, str(path))
@@ -128,18 +130,14 @@ def write_predictions(path: str | Path, rows: Iterable[Mapping[str, str]]) -> Pa
     for number, row in enumerate(rows, 1):
         if set(row) != set(columns):
             raise InputError(f"{path}: row {number} has other columns than row 1: {', '.join(map(str, row))}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+
+    def write(temporary: Path) -> None:
         with open(temporary, "w", encoding="utf-8", errors="replace", newline="") as file:
             writer = csv.DictWriter(file, columns, quoting=csv.QUOTE_ALL, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_atomic(path, write)
     return path
 
 
@@ -175,4 +173,34 @@ def read_predictions(path: str | Path) -> list[dict[str, str]]:
             raise InputError(f"{path}: row {number} has {len(values)} values, the header has {len(columns)} columns")
         rows.append(dict(zip(columns, values)))
     check_rows(rows, str(path))
+    return rows
+
+
+def read_reports(path: str | Path, flag: str) -> list[tuple[str, str, str]]:
+    """[(split, id, report)] of an annotation in R2Gen's format; pictures are not looked at.
+
+    Raises InputError, under the name of the flag that gave the path, where it is not one, or an id repeats.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{flag}: cannot read {path} ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{flag}: {path} is not a JSON file ({error})") from error
+    if not isinstance(content, dict) or not any(split in content for split in SPLITS):
+        raise InputError(f'{flag}: {path} is no annotation: {{"train": [...], "val": [...], "test": [...]}}')
+    rows, problems, seen = [], Problems(), set()
+    for split in SPLITS:
+        for number, study in enumerate(content.get(split, [])):
+            where = f"{split}[{number}]"
+            if not isinstance(study, dict) or "id" not in study or not isinstance(study.get("report"), str):
+                problems.add(f"{where} needs an id and a report as text")
+            elif str(study["id"]) in seen:
+                problems.add(f"{where}: id {study['id']!r} occurs twice")
+            else:
+                seen.add(str(study["id"]))
+                rows.append((split, str(study["id"]), study["report"]))
+    problems.texts[10:] = [f"and {len(problems.texts) - 10} more"] if len(problems.texts) > 10 else []
+    problems.stop_if_any(f"{flag}: {path} is not complete")
     return rows

@@ -21,6 +21,8 @@ INPUT_FLAGS = (
     "diagnosisbot",
     "adm_classifier",
     "knowledge_path",
+    "labels_path",
+    "prototypes",
     "teacher",
     "vocab_path",
     "load",

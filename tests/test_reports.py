@@ -105,7 +105,7 @@ def test_predictions_come_back_as_they_were(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = write_predictions(tmp_path / "p.csv", [row("old", "x")])
     monkeypatch.setattr(csv.DictWriter, "writerows", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"cannot write .*p.csv \(disk full\); [\d,]+ MiB are free there"):
         write_predictions(path, [row("new", "x")])
     assert read_predictions(path)[0]["id"] == "old"
     assert os.listdir(tmp_path) == ["p.csv"]

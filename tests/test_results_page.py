@@ -12,6 +12,7 @@ import torch
 from browser import CHROMIUM, Browser
 from PIL import Image
 
+from data.batches import Batch
 from data.studies import Study
 from modules.adm import MaskRule, MaskStore
 from modules.decoding import DecodingSettings, decode
@@ -21,6 +22,7 @@ from modules.results_page.build import HERE, curves, metric_tables, write_page
 from modules.results_page.compare import compare, positions, relation, statements
 from modules.results_page.evidence import Attention, map_side, read_evidence, write_evidence
 from modules.transformer import watched
+from modules.visual_extractor import VisualExtractor
 
 HOSTILE = [
     "<script>window.hacked = 1; alert(1)</script> the heart is enlarged .",
@@ -142,22 +144,27 @@ def test_statements_are_found_where_they_stand(text, phrase):
 # ------------------------------------------------------------------------------------------------------ attention
 
 
-@pytest.fixture(scope="module")
-def system():
+def tiny_ekagen():
     from models.ekagen import EKAGen
-    from modules.visual_extractor import VisualExtractor
 
-    torch.manual_seed(0)
-    extractor = VisualExtractor("resnet18", freeze="none", dilate=False)
     sizes = {"vocab_size": 20, "width": 16, "heads": 2, "inner": 16, "layers": 2, "positions": 12}
-    return EKAGen(extractor, eval_view="complete", **sizes).eval()
+    return EKAGen(VisualExtractor("resnet18", freeze="none", dilate=False), eval_view="complete", **sizes)
 
 
+def tiny_captioner():
+    from modules.captioner import Captioner
+
+    sizes = {"vocab_size": 20, "width": 16, "heads": 2, "inner": 16, "layers": 2, "max_tokens": 12}
+    return Captioner(VisualExtractor("resnet18", freeze="none", dilate=False), **sizes)
+
+
+@pytest.mark.parametrize("build", [tiny_ekagen, tiny_captioner])
 @torch.no_grad()
-def test_attention_is_that_of_the_words_as_they_were_written(system):
+def test_attention_is_that_of_the_words_as_they_were_written(build):
     """The teacher-forced pass over a greedy report looks where the cached steps looked; an absent view gets nothing."""
-    from data.batches import Batch
-
+    torch.manual_seed(0)
+    system = build().eval()
+    list(system.head.modules())[-1].bias[0] = -100  # padding is never written: within a report it would be hidden
     view_mask = torch.tensor([[True, True], [True, False]])
     memory = system.encode(Batch(["a", "b"], images=torch.randn(2, 2, 3, 64, 64), view_mask=view_mask))
     with watched(layer.cross_attention for layer in system.decoder) as seen:
@@ -166,10 +173,9 @@ def test_attention_is_that_of_the_words_as_they_were_written(system):
     tokens = torch.tensor([[system.begin, *ids[:-1]] for ids in reports])
     found = system.attention(memory, tokens)
     assert found.shape == (2, 9, 2, 2, 2)
-    live = tokens[:, 1:].ne(system.padding).all(1)  # a padding id within a report is hidden from later words
-    torch.testing.assert_close(found.flatten(2)[live], stepped[live], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.flatten(2), stepped, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.sum((2, 3, 4)), torch.ones(2, 9))
-    assert found[1, :, 1].abs().max() == 0 and live.any()
+    assert found[1, :, 1].abs().max() == 0
     assert all(layer.cross_attention.seen is None for layer in system.decoder)
 
 

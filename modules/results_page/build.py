@@ -105,7 +105,7 @@ def read_json(path: Path) -> dict:
 def published_rows(content: Mapping) -> dict:
     """The published figures of the run's data set, by system."""
     everything = json.loads((ROOT / "results" / "published.json").read_text(encoding="utf-8"))
-    return everything.get(content.get("run", {}).get("flags", {}).get("dataset_name"), {})
+    return everything.get(content.get("data_set") or content.get("run", {}).get("flags", {}).get("dataset_name"), {})
 
 
 # -- studies -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,223 @@
+"""Build the prototypes of XProNet: per label, clusters of the picture and text features of the training studies.
+
+    python -m knowledge.build_prototypes --dataset_name iu_xray [--visual_extractor efficientnet_lite0]
+    python -m knowledge.build_prototypes --dataset_name iu_xray --chexbert_path chexbert.pth --chexbert_vocab vocab.txt
+
+A study's features: text and picture joined. Picture: the ImageNet network of --visual_extractor, mean over the patches of
+all views. Text: CheXbert's BERT when it is given, else a stand-in that needs no download (see stand_in_text). As published,
+half of a label's prototypes come from the pictures and half from their mirror images. Other flags are those of training.
+"""
+
+import argparse
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from data.batches import StudyDataset, make_loader
+from data.prepare import open_data
+from data.studies import card_text
+from models import SYSTEMS
+from modules.artefact import make_manifest, manifest_path, read_manifest, sha256, write_atomic, write_json
+from modules.chexbert import CheXbertLabeler
+from modules.errors import InputError, Problems, entry
+from modules.flags import Parser, parse
+from modules.labels import CHEXPERT_14, NO_FINDING
+from modules.precision import choose_device
+from modules.reports import clean_report
+from modules.visual_extractor import VisualExtractor, load_backbone, weights_problem
+
+VERSION = 1  # raise it when the same inputs give other prototypes
+STAND_IN = "stand-in: tf-idf of the words, randomly projected, scaled to the pictures' features; not CheXbert"
+
+
+@torch.no_grad()
+def picture_features(flags, studies, device, *, mirror: bool) -> list[torch.Tensor]:
+    """[N, C] of the pictures, and with `mirror` [N, C] of their mirror images."""
+    extractor = VisualExtractor(flags.visual_extractor, freeze="none", dilate=flags.dilate)
+    where = {"weights_dir": flags.weights_dir, "offline": flags.offline}
+    load_backbone(extractor.body, flags.visual_extractor, flags.extractor_weights, **where)
+    extractor = extractor.to(device).eval()
+    shape = {"image_size": flags.image_size, "max_views": flags.max_views, "resize_filter": flags.resize_filter}
+    dataset = StudyDataset(studies, flags.image_dir, needs={"images"}, **shape)
+    loader = make_loader(dataset, batch_size=flags.batch_size, num_workers=flags.num_workers, shuffle=False)
+    rows: list[list[torch.Tensor]] = [[], []] if mirror else [[]]
+    for batch in tqdm(loader, desc="looking at pictures", disable=None, leave=False):
+        batch = batch.to(device)
+        for number, kind in enumerate(rows):
+            pictures = batch.images.flip(-1) if number else batch.images
+            means = extractor(pictures.flatten(0, 1)).mean((2, 3)).unflatten(0, pictures.shape[:2])
+            real = batch.view_mask[..., None]
+            kind.append(((means * real).sum(1) / real.sum(1)).cpu())
+    return [torch.cat(kind) for kind in rows]
+
+
+def stand_in_text(reports: list[str], cleaning: str, width: int, seed: int) -> torch.Tensor:
+    """Text features without a language model: tf-idf of the cleaned words, projected by a Gaussian matrix, of length 1.
+
+    Reports with the same findings share words, so they lie close; nothing is known about words that mean the same.
+    """
+    texts = [Counter(clean_report(report, cleaning).split()) for report in reports]
+    found = Counter(word for words in texts for word in words)
+    places = {word: place for place, word in enumerate(sorted(found))}
+    table = torch.randn(len(places), width, generator=torch.Generator().manual_seed(seed))
+    rows = torch.zeros(len(texts), width)
+    for row, words in enumerate(texts):
+        weights = [count * math.log(len(texts) / found[word]) for word, count in words.items()]
+        rows[row] = torch.tensor(weights) @ table[[places[word] for word in words]]
+    return F.normalize(rows, dim=-1)
+
+
+@torch.no_grad()
+def chexbert_text(reports: list[str], path: str, vocab: str, device, batch_size: int = 32) -> torch.Tensor:
+    """The last state at [CLS] of CheXbert's BERT, [N, width]."""
+    labeler = CheXbertLabeler(path, vocab, device)
+    labeler.model.linear_heads = nn.ModuleList([nn.Identity()])  # the state itself instead of labels
+    coded = [labeler.tokenizer.encode(report) for report in reports]
+    rows = []
+    for start in tqdm(range(0, len(coded), batch_size), desc="reading reports", disable=None, leave=False):
+        part = [torch.tensor(ids) for ids in coded[start : start + batch_size]]
+        lengths = torch.tensor([len(ids) for ids in part])
+        padded = nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=labeler.tokenizer.ids["[PAD]"])
+        rows.append(labeler.model(padded.to(device), lengths.to(device))[0].cpu())
+    return torch.cat(rows)
+
+
+def kmeans(points: torch.Tensor, count: int, *, seed: int, rounds: int = 100) -> torch.Tensor:
+    """Centres [count, D] of points [N, D]: k-means++ starts, then Lloyd's steps until nothing moves.
+
+    No more points than centres: the points themselves, in turn. An empty cluster takes the point farthest from its centre.
+    """
+    if len(points) <= count:
+        return points[torch.arange(count) % len(points)]
+    draw = torch.Generator().manual_seed(seed)
+    centres = points[torch.randint(len(points), (1,), generator=draw)]
+    nearest = torch.cdist(points, centres)[:, 0]
+    while len(centres) < count:
+        chances = nearest.square()
+        chances = chances if chances.sum() > 0 else torch.ones_like(chances)
+        centres = torch.cat([centres, points[torch.multinomial(chances, 1, generator=draw)]])
+        nearest = torch.minimum(nearest, torch.cdist(points, centres[-1:])[:, 0])
+    before = None
+    for _ in range(rounds):
+        distances = torch.cdist(points, centres)
+        nearest, owner = distances.min(1)
+        for empty in sorted(set(range(count)) - set(owner.tolist())):
+            far = int(nearest.argmax())
+            owner[far], nearest[far] = empty, 0.0
+        if before is not None and torch.equal(owner, before):
+            break
+        before = owner
+        sums = torch.zeros_like(centres).index_add_(0, owner, points)
+        centres = sums / torch.bincount(owner, minlength=count).clamp(min=1)[:, None]
+    return centres
+
+
+def cluster(features: list[torch.Tensor], labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """Prototypes [K * count, D], label after label. features: [N, D] per kind of picture (as it is, mirrored), labels [N, K].
+
+    A study without a label counts as No Finding. A label without a study gets the clusters of all studies.
+    """
+    labels = labels == 1
+    labels[~labels.any(1), CHEXPERT_14.index(NO_FINDING)] = True
+    shares = [count // len(features) + (number < count % len(features)) for number in range(len(features))]
+    rows = []
+    for k in tqdm(range(labels.shape[1]), desc="clustering", disable=None, leave=False):
+        members = labels[:, k] if labels[:, k].any() else torch.ones(len(labels), dtype=torch.bool)
+        rows += [kmeans(kind[members], share, seed=seed) for kind, share in zip(features, shares) if share]
+    return torch.cat(rows)
+
+
+def build(args, flags) -> tuple[torch.Tensor, dict]:
+    """The prototypes and the facts of their manifest; everything that is wrong with the inputs in one message."""
+    problems = Problems()
+    text = weights_problem(flags.visual_extractor, flags.extractor_weights, flags.weights_dir, flags.offline)
+    problems.check(text is None, text or "")
+    for name in ("chexbert_path", "chexbert_vocab"):
+        path = getattr(args, name)
+        problems.check(not path or Path(path).is_file(), f"--{name}: no file {path}")
+    problems.check(
+        bool(args.chexbert_path) == bool(args.chexbert_vocab), "--chexbert_path and --chexbert_vocab: give both"
+    )
+    data = open_data(flags, {"train": {"labels"}}, problems)
+    problems.stop_if_any()
+    print(card_text(data.card))
+    studies, device = data.studies["train"], choose_device(flags.device)
+    reports = [study.report for study in studies]
+    pictures = picture_features(flags, studies, device, mirror=args.mirror)
+    if args.chexbert_path:
+        texts, source = (
+            chexbert_text(reports, args.chexbert_path, args.chexbert_vocab, device),
+            "CheXbert's BERT, [CLS]",
+        )
+    else:
+        print(f"text features: {STAND_IN}")
+        texts, source = stand_in_text(reports, flags.cleaning, flags.d_txt_ebd, flags.seed), STAND_IN
+        texts = texts * pictures[0].norm(dim=-1).mean()
+    labels = torch.tensor([data.tables["labels"][study.id] for study in studies])
+    rows = cluster([torch.cat([texts, kind], 1) for kind in pictures], labels, flags.num_prototypes, flags.seed)
+    facts = {
+        "data_set": flags.dataset_name,
+        "split": "train",
+        "studies": len(studies),
+        "studies_by_label": dict(zip(CHEXPERT_14, (labels == 1).sum(0).tolist())),
+        "text_features": {"source": source, "width": texts.shape[1]},
+        "picture_features": {"network": flags.visual_extractor, "width": pictures[0].shape[1], "mirrored": args.mirror},
+        "label_source": read_manifest(flags.labels_path) or {},
+    }
+    return rows, facts
+
+
+def read_flags(argv):
+    """This command's own flags and those of training."""
+    parser = Parser(prog="python -m knowledge.build_prototypes", description=__doc__.split("\n")[0])
+    own = parser.add_argument_group("prototypes")
+    own.add_argument(
+        "--chexbert_path", help="CheXbert's weights, whose BERT reads the reports [a stand-in without download]"
+    )
+    own.add_argument("--chexbert_vocab", help="vocab.txt of bert-base-uncased, with --chexbert_path")
+    own.add_argument(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="half of the prototypes from mirrored pictures, as published",
+    )
+    own.add_argument("--out", help="where the prototypes go [<knowledge_dir>/prototypes.pt]")
+    own.add_argument("--overwrite", action="store_true", help="replace prototypes that were built from other inputs")
+    args, rest = parser.parse_known_args(argv)
+    flags = parse(["--model", "xpronet", *rest], "train", systems=tuple(SYSTEMS))
+    args.out = args.out or flags.prototypes
+    return args, flags
+
+
+@entry
+def main(argv=None) -> None:
+    args, flags = read_flags(argv)
+    out = Path(args.out)
+    digest = {
+        name: sha256(path) if path and Path(path).is_file() else None
+        for name, path in (("annotation", flags.ann_path), ("labels", flags.labels_path), ("text", args.chexbert_path))
+    }
+    shape = [flags.num_prototypes, flags.d_txt_ebd, flags.image_size, flags.max_views, flags.resize_filter]
+    inputs = {"version": VERSION, "sha256": digest, "network": [flags.visual_extractor, flags.extractor_weights],
+              "shape": shape, "mirror": args.mirror, "seed": flags.seed}  # fmt: skip
+    old = read_manifest(out) if out.is_file() else None
+    if old and old.get("inputs") == inputs and not args.overwrite:
+        print(f"{out} is there and was built from these inputs: kept")
+        return
+    if out.is_file() and not args.overwrite:
+        raise InputError(f"{out} was built from other inputs; pass --overwrite or another --out")
+    rows, facts = build(args, flags)
+    content = {"what": "prototypes", "labels": list(CHEXPERT_14), "prototypes": rows}
+    write_atomic(out, lambda temporary: torch.save(content, temporary))
+    write_json(manifest_path(out), make_manifest("prototypes", inputs=inputs, sha256=sha256(out), **facts))
+    print(f"{out}: {len(rows)} prototypes of {rows.shape[1]} columns from {facts['studies']:,} training studies")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,151 @@
+"""R2Gen (Chen et al., EMNLP 2020): a relational memory that drives the decoder's norms (Memory-driven Transformer).
+
+B studies, L words, K beams, N = B or B * K rows, S memory slots, D width, d = D / heads. Source of the numbers and of the
+order of operations: the paper and the behaviour of the released code (cuhksz-nlp/R2Gen).
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from modules.captioner import Captioner, Norm, start_matrices
+from modules.captioner_build import (
+    captioner_settings,
+    check_captioner,
+    load_captioner,
+    load_pretrained,
+    make_tokenizer,
+    released_layout,
+)
+from modules.transformer import Attention
+
+__all__ = ["build", "check", "inputs", "load_pretrained", "load_start", "make_tokenizer", "parts", "released_state"]
+
+
+def two_layers(inside: int, width: int) -> list[nn.Module]:
+    return [nn.Linear(inside, width), nn.ReLU(), nn.Linear(width, width)]
+
+
+class RelationalMemory(nn.Module):
+    """S slots that each word updates: attention over [slots; word], a feed-forward part, input and forget gates."""
+
+    def __init__(self, slots: int, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, dropout)
+        self.mlp = nn.Sequential(*two_layers(width, width), nn.ReLU())
+        self.word_gates, self.slot_gates = nn.Linear(width, 2 * width), nn.Linear(width, 2 * width)
+        self.register_buffer("first", torch.eye(slots, width), persistent=False)
+        start_matrices(self)
+
+    def read(self, words: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What depends on the words [N, L, D] alone: keys, values [N, heads, L, d] and gates [N, L, 2 D]."""
+        a = self.attention
+        return a.project("k", words), a.project("v", words), self.word_gates(words)
+
+    def move(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        """One word: slots [N, S, D], key, value [N, heads, 1, d], gates [N, 1, 2 D] -> the next slots."""
+        a = self.attention
+        keys, values = torch.cat([a.project("k", slots), key], 2), torch.cat([a.project("v", slots), value], 2)
+        following = slots + a.attend(a.project("q", slots), keys, values)
+        following = following + self.mlp(following)
+        take, keep = (gates + self.slot_gates(slots.tanh())).sigmoid().chunk(2, -1)
+        return take * following.tanh() + keep * slots
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        """words [B, L, D] -> the slots after each word, flat [B, L, S * D]."""
+        slots, states = self.first.expand(len(words), -1, -1), []
+        keys, values, gates = self.read(words)
+        for at in range(words.shape[1]):
+            now = slice(at, at + 1)
+            slots = self.move(slots, keys[:, :, now], values[:, :, now], gates[:, now])
+            states.append(slots.flatten(1))
+        return torch.stack(states, 1)
+
+
+class ConditionalNorm(Norm):
+    """Norm whose scale and shift a memory state changes (MCLN)."""
+
+    def __init__(self, width: int, condition: int) -> None:
+        super().__init__(width)
+        self.scale, self.shift = (nn.Sequential(*two_layers(condition, width)) for _ in range(2))
+        for part in (self.scale, self.shift):
+            start_matrices(part)
+            nn.init.constant_(part[0].bias, 0.1)
+            nn.init.constant_(part[2].bias, 0.1)
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """x [B, L, D], state [B, L, S * D] -> [B, L, D]."""
+        return (self.weight + self.scale(state)) * self.normed(x) + self.bias + self.shift(state)
+
+
+class R2Gen(Captioner):
+    """relational_memory=False: a plain transformer (the paper's base); mcln=False: the memory joins the output layer's input."""
+
+    def __init__(self, *, slots: int = 3, relational_memory: bool = True, mcln: bool = True, width: int, heads: int,
+                 dropout: float, **settings) -> None:  # fmt: skip
+        flat, conditional = slots * width, relational_memory and mcln
+        settings["norm"] = partial(ConditionalNorm, condition=flat) if conditional else Norm
+        settings["beside"] = flat if relational_memory and not mcln else 0
+        super().__init__(width=width, heads=heads, dropout=dropout, place_patches=False, **settings)
+        self.conditional = conditional
+        self.relational = RelationalMemory(slots, width, heads, dropout) if relational_memory else None
+
+    def condition(self, tokens):
+        if self.relational is None:
+            return ()
+        # embedded once more, as published: in training its dropout differs from the decoder's
+        return (self.relational(self.embed(tokens, self.places[: tokens.shape[1]])),)
+
+    def condition_step(self, words, state):
+        if self.relational is None:
+            return (), []
+        flat = words.reshape(-1, 1, self.width)
+        slots = state[0] if state else self.relational.first.expand(len(flat), -1, -1)
+        slots = self.relational.move(slots, *self.relational.read(flat))
+        return (slots.view(*words.shape[:2], -1),), [slots]
+
+    def say(self, x, condition):
+        return self.head(torch.cat([x, *condition], -1) if condition and not self.conditional else x)
+
+
+def check(args, problems, *, training: bool, carried: bool = False) -> None:
+    """What would fail later."""
+    check_captioner(args, problems, training=training)
+
+
+def inputs(args, *, training: bool) -> set[str]:
+    """Nothing beside pictures and reports."""
+    return set()
+
+
+def build(args, tokenizer, parts=None) -> R2Gen:
+    """The generator of the flags with random weights."""
+    memory = {"slots": args.rm_num_slots, "relational_memory": args.relational_memory, "mcln": args.mcln}
+    return R2Gen(**memory, **captioner_settings(args, tokenizer))
+
+
+def parts(system) -> dict:
+    """What a checkpoint holds beside the weights."""
+    return {}
+
+
+def released_state(state: dict) -> dict:
+    """The authors' state_dict -> ours."""
+    changed = {"gamma": "scale", "beta": "shift"}
+    own = (
+        (r"^encoder_decoder\.model\.rm\.attn\.(.+)$", r"relational.attention.\1"),
+        (r"^encoder_decoder\.model\.rm\.mlp\.(.+)$", r"relational.mlp.\1"),
+        (r"^encoder_decoder\.model\.rm\.W\.(.+)$", r"relational.word_gates.\1"),
+        (r"^encoder_decoder\.model\.rm\.U\.(.+)$", r"relational.slot_gates.\1"),
+        (
+            r"^encoder_decoder\.model\.decoder\.layers\.(\d+)\.sublayer\.(\d)\.norm\.mlp_(gamma|beta)\.(.+)$",
+            lambda m: f"decoder.{m[1]}.norm{int(m[2]) + 1}.{changed[m[3]]}.{m[4]}",
+        ),
+    )
+    return released_layout(state, own, "R2Gen")
+
+
+def load_start(system, content: dict, source: str, args) -> None:
+    """Weights to test or to start from: ours or the authors'."""
+    load_captioner(system, content, source, released_state)
