@@ -506,6 +506,21 @@ def test_hostile_reports_stay_text(browser, tmp_path):
 
 
 @needs_browser
+def test_pictures_end_where_the_file_would_become_too_large(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr("modules.results_page.evidence.AT_MOST", 50_000)
+    make_results(tmp_path / "run", NORMAL + NORMAL)
+    assert len(list(read_evidence(tmp_path / "run" / "evidence_test.jsonl"))) == 64
+    browser.errors.clear()
+    browser.media()
+    browser.open(write_page(tmp_path / "run"), "#studies/study%20100")
+    browser.loaded()
+    assert text(browser, "#detail h2") == "study 100" and "would have become too large" in text(browser, "#viewer")
+    browser.press("Home")
+    assert "No attention: this system does not offer it" in text(browser, "#viewer")
+    assert browser.errors == []
+
+
+@needs_browser
 @pytest.mark.slow
 def test_a_test_set_as_large_as_mimic_opens_at_once(browser, tmp_path):
     """3,858 studies with picture, mask and attention: first view in under 3 s, under 200 MB, few elements."""

@@ -96,7 +96,7 @@ function drawScores() {
   for (const key of wanted.filter((name) => flat.has(name))) {
     const constant = flat.get(`constant/${key}`), [value, low, high] = flat.get(key);
     tiles.append(el("div", { class: "tile" }, el("h3", { text: metricName(key) }), el("div", { class: "value", text: shown(value) }),
-      low === null || low === undefined ? null : el("p", { text: `95% interval ${shown(low)}\u2013${shown(high)}` }),
+      low === null || low === undefined ? null : el("p", { text: `95%: ${shown(low)}\u2013${shown(high)}` }),
       constant ? el("p", { text: `constant report ${shown(constant[0])}` }) : null));
   }
   const { studies, distinct_reports: distinct, commonest_share: commonest } = RUN.texts;
