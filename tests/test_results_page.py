@@ -18,7 +18,7 @@ from modules.adm import MaskRule, MaskStore
 from modules.decoding import DecodingSettings, decode
 from modules.errors import InputError
 from modules.reports import R2GenReferences, write_predictions
-from modules.results_page.build import HERE, curves, metric_tables, write_page
+from modules.results_page.build import HERE, curves, metric_tables, read_scores, write_page
 from modules.results_page.compare import compare, positions, relation, statements
 from modules.results_page.evidence import Attention, map_side, read_evidence, write_evidence
 from modules.transformer import watched
@@ -48,10 +48,12 @@ class Halves(MaskStore):
         return mask
 
 
-def attention_row(words: int, views: int, side: int, seed: int) -> dict:
-    maps = np.random.RandomState(seed).randint(0, 120, (words, views, side, side)).astype(np.uint8)
+def attention_row(text: str, side: int) -> dict:
+    words, views = len(text.split()), 1
+    maps = np.random.RandomState(words).randint(0, 120, (words, views, side, side)).astype(np.uint8)
     maps[:, 0, 0, 0] = 255
     return {
+        "text": text,
         "grid": [views, side, side],
         "full_grid": [side, side],
         "peak": [0.25] * words,
@@ -204,7 +206,7 @@ def test_attention_rows_hold_a_map_for_each_word():
     assert set(watch.rows) == {"a", "c"} and watch.rows["a"]["grid"] == [1, 2, 2]
     maps = np.frombuffer(base64.b64decode(watch.rows["a"]["maps"]), np.uint8).reshape(2, 1, 2, 2)
     assert maps[0, 0].tolist() == [[255, 0], [0, 255]] and maps[1, 0].tolist() == [[255, 0], [0, 0]]
-    assert watch.rows["a"]["peak"] == [0.5, 0.5]
+    assert watch.rows["a"]["peak"] == [0.5, 0.5] and watch.rows["a"]["text"] == "w2-3 w4"
 
 
 def test_large_sets_get_coarser_maps_and_a_system_may_have_none():
@@ -237,6 +239,9 @@ def test_the_page_needs_predictions_and_metrics_only(tmp_path):
     (tmp_path / "scores_test.csv").write_text("id,a/b\nother,1\n")
     with pytest.raises(InputError, match="lacks 1 studies, such as"):
         write_page(tmp_path)
+    (tmp_path / "scores_test.csv").write_text("id,a/b,c/d,e/f\nstudy 0,0.5,,nan\n")
+    assert read_scores(tmp_path / "scores_test.csv", ["study 0"]) == (["a/b", "c/d", "e/f"], [[0.5, None, None]])
+    write_page(tmp_path)
     (tmp_path / "scores_test.csv").unlink()
     (tmp_path / "metrics_test.json").unlink()
     with pytest.raises(InputError, match="main_test.py writes it"):
@@ -309,7 +314,7 @@ NORMAL = [("The lungs are clear.", "the lungs are clear . no effusion")] * 60
 
 
 def made_attention(pairs) -> dict:
-    return {f"study {n}": attention_row(len(told.split()), 1, 4, n) for n, (_, told) in enumerate(pairs) if told.split()}
+    return {f"study {n}": attention_row(told, 4) for n, (_, told) in enumerate(pairs) if told.split()}
 
 
 @pytest.fixture(scope="module")
@@ -506,10 +511,10 @@ def test_hostile_reports_stay_text(browser, tmp_path):
 
 
 @needs_browser
-def test_pictures_end_where_the_file_would_become_too_large(browser, tmp_path, monkeypatch):
+def test_what_was_not_kept_is_said(browser, tmp_path, monkeypatch):
     monkeypatch.setattr("modules.results_page.evidence.AT_MOST", 50_000)
-    make_results(tmp_path / "run", NORMAL + NORMAL)
-    assert len(list(read_evidence(tmp_path / "run" / "evidence_test.jsonl"))) == 64
+    made = make_results(tmp_path / "run", NORMAL + NORMAL, attention={"study 1": attention_row("another report", 4)})
+    assert len(list(read_evidence(made / "evidence_test.jsonl"))) == 64
     browser.errors.clear()
     browser.media()
     browser.open(write_page(tmp_path / "run"), "#studies/study%20100")
@@ -517,7 +522,9 @@ def test_pictures_end_where_the_file_would_become_too_large(browser, tmp_path, m
     assert text(browser, "#detail h2") == "study 100" and "would have become too large" in text(browser, "#viewer")
     browser.press("Home")
     assert "No attention: this system does not offer it" in text(browser, "#viewer")
-    assert browser.errors == []
+    browser.press("j")  # attention of a report that is not the one in the predictions file
+    assert "is not the one whose attention was kept" in text(browser, "#viewer")
+    assert browser.run("document.querySelector('[data-word]')") is None and browser.errors == []
 
 
 @needs_browser
@@ -528,8 +535,7 @@ def test_a_test_set_as_large_as_mimic_opens_at_once(browser, tmp_path):
     said = ["the heart is enlarged .", "no pleural effusion .", "small left effusion .", "the lungs are clear .", "mild edema ."]
     report = lambda: " ".join(draw.choices(said, k=14))  # noqa: E731
     pairs = [(report(), report()) for _ in range(count)]
-    rows = {words: attention_row(words, 1, map_side(count), words) for words in {len(told.split()) for _, told in pairs}}
-    seen = {f"study {n}": rows[len(told.split())] for n, (_, told) in enumerate(pairs)}
+    seen = {f"study {n}": attention_row(told, map_side(count)) for n, (_, told) in enumerate(pairs)}
     make_results(tmp_path / "run", pairs, attention=seen)
     path = write_page(tmp_path / "run")
     size = path.stat().st_size / 1e6

@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -89,10 +90,15 @@ def inert(text: str) -> str:
     return text.replace("<", "\\u003c")
 
 
+def parse(text: str):
+    """JSON, with what a browser would not read (NaN, Infinity) as None."""
+    return json.loads(text, parse_constant=lambda name: None)
+
+
 def read_json(path: Path) -> dict:
     """A JSON object of the results folder. Raises InputError when it is missing or broken."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"no file {path}; main_test.py writes it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -163,9 +169,10 @@ def read_scores(path: Path, ids: list[str]) -> tuple[list[str], list[list[float 
     if missing:
         raise InputError(f"{path} lacks {len(missing)} studies, such as {missing[:3]}; score the predictions again")
     try:
-        return names, [[round(float(table[i][name]), 4) if table[i][name] else None for name in names] for i in ids]
+        values = [[float(table[i][name] or "nan") for name in names] for i in ids]
     except (TypeError, ValueError) as error:
         raise InputError(f"{path} holds a value that is no number: {error}; score the predictions again") from error
+    return names, [[round(value, 4) if math.isfinite(value) else None for value in row] for row in values]
 
 
 # -- metrics -----------------------------------------------------------------------------------------------------------
@@ -198,7 +205,7 @@ def metric_tables(metrics: Mapping) -> list[dict]:
 def log_path(content: Mapping, folder: Path) -> Path | None:
     """log.jsonl of the run that trained the scored weights: beside them, or in the folder above (rounds)."""
     weights = Path(content.get("weights", {}).get("path") or folder / "best.pt")
-    places = [folder, folder.parent, weights.parent, weights.parent.parent]
+    places = [weights.parent, weights.parent.parent, folder, folder.parent]
     return next((place / "log.jsonl" for place in places if (place / "log.jsonl").is_file()), None)
 
 
@@ -224,7 +231,7 @@ def read_log(path: Path) -> Iterable[dict]:
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
+            yield parse(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise InputError(f"{path}, line {number} is not JSON: {error}") from error

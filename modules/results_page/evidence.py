@@ -3,10 +3,11 @@
 A run keeps it in `evidence_<split>.jsonl`, one study a row, so the page can be made anew without the model:
 
     {"id", "pictures": [{"path", "seen", "jpeg", "note", "mask", "mask_share", "mask_used"}],
-     "attention": {"grid": [V, h, w], "peak": [W], "maps": W * V * h * w bytes}}
+     "attention": {"text", "grid": [V, h, w], "full_grid": [h, w], "peak": [W], "maps": W * V * h * w bytes}}
 
 jpeg, mask and maps are base64; a mask is MASK_SIDE x MASK_SIDE packed bits; W counts the words of the prediction.
-A map is scaled to its own peak (255), `peak` is the share of the attention that fell on that patch.
+A map is scaled to its own peak (255), `peak` is the share of the attention that fell on that patch. `text` is the report
+that was written: the page shows no attention beside another one.
 """
 
 import base64
@@ -80,6 +81,7 @@ class Attention:
             shares = F.adaptive_avg_pool2d(shares, (min(height, self.side), min(breadth, self.side)))
         scaled = (255 * shares / shares.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)).round().to(torch.uint8)
         return {
+            "text": self.tokenizer.decode(ids),
             "grid": list(shares.shape[1:]),
             "full_grid": [height, breadth],
             "peak": [round(value, 4) for value in peak.tolist()],

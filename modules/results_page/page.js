@@ -69,6 +69,12 @@ function evidence(study) {
   return kept.get(study.number);
 }
 
+/** Was attention kept, and of the very report that stands in the predictions file? */
+function attended(study) {
+  const attention = evidence(study)?.attention;
+  return Boolean(attention) && attention.text === study.texts[1];
+}
+
 function bytes(base64) {
   const text = atob(base64);
   const values = new Uint8Array(text.length);
@@ -359,8 +365,7 @@ function drawStudy(study) {
 function report(study, side) {
   const text = study.texts[side], other = 1 - side;
   const words = [...text.matchAll(/\S+/g)].map((match) => ({ start: match.index, end: match.index + match[0].length, text: match[0] }));
-  const attention = side === 1 ? evidence(study)?.attention : null;
-  const choose = attention && attention.peak.length === words.length;
+  const choose = side === 1 && attended(study);
   // a statement counts with the relation of its finding if it says what the report says of it as a whole
   const marks = study.statements[side].map(([k, state, start, end]) => ({ k, state, start, end, kind: state === study.states[side][k] ? study.relations[k] : "n" }));
   const body = el("div", { class: "body", lang: "en" });
@@ -459,8 +464,7 @@ function remarks(found, picture) {
     const [full, wide] = attention.full_grid, coarse = full * wide > height * breadth ? `, kept at ${height} \u00d7 ${breadth} of ${full} \u00d7 ${wide}` : "";
     lines.push(`\u201c${text}\u201d, word ${word + 1}: the strongest patch holds ${percent(attention.peak[word])} of its attention, an even look would give each ${percent(1 / (views * full * wide))}. Coloured: more than even; mean over heads and layers${coarse}.`);
   } else if (attention) {
-    const words = current.texts[1].match(/\S+/g) || [];
-    lines.push(attention.peak.length === words.length ? "Select a word of the prediction to see where the model looked when it wrote it."
+    lines.push(attended(current) ? "Select a word of the prediction to see where the model looked when it wrote it."
       : "The prediction in the file is not the one whose attention was kept, so it is not shown.");
   } else if (found) {
     lines.push(current.texts[1].trim() ? "No attention: this system does not offer it (see \u201cSystem\u201d in CONTRIBUTING.md)." : "No word was written, so there is no attention.");
@@ -686,7 +690,7 @@ function drawRun() {
   view.append(el("h2", { text: "This evaluation" }), factList([
     ["weights", RUN.facts.weights?.path], ["sha256", RUN.facts.weights?.sha256], ["command", run.command], ["code", run.git?.commit && `${run.git.commit}${run.git.changed ? ", with changes" : ""}`],
     ["device", run.device], ...Object.entries(run.versions || {}), ["oracle labels", RUN.facts.oracle_labels], ["diagnoses without an entry of their own", RUN.facts.knowledge_fallbacks]]));
-  const others = Object.entries(RUN.facts).filter(([key]) => !["split", "weights", "studies_listed", "skipped", "oracle_labels", "knowledge_fallbacks"].includes(key));
+  const others = Object.entries(RUN.facts).filter(([key]) => !["split", "weights", "studies_listed", "skipped", "oracle_labels", "knowledge_fallbacks", "flags"].includes(key));
   if (others.length) view.append(factList(others));
   const inputs = Object.entries(run.inputs || {});
   if (inputs.length) view.append(el("h2", { text: "Inputs" }), factList(inputs.map(([flag, facts]) => [`--${flag}`, `${facts.path}  sha256 ${facts.sha256.slice(0, 16)}\u2026`])));
