@@ -132,7 +132,7 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, de
         written = write_split(system, val_loader, tokenizer, decoding, precision=precision, device=device)
         rows = [texts.row(study.id, study.report, **written[study.id]) for study in data.studies["val"]]
         scores = score(rows, expected_ids=list(written), protocols=("r2gen",), meteor=meteor)
-        return {name: value for name, value in scores.items() if name != "notes"}
+        return {name: value for name, value in scores.items() if not isinstance(value, dict)}
 
     carried = {
         "flags": kept_flags(args),

@@ -26,6 +26,9 @@ INPUT_FLAGS = (
     "teacher",
     "vocab_path",
     "load",
+    "reference",
+    "chexbert_path",
+    "chexbert_vocab",
 )
 
 

@@ -86,7 +86,10 @@ def test_score_and_new_picture(mini, trained):
     metrics = json.loads((trained / "metrics_test.json").read_text())
     assert metrics["oracle_labels"] is True
     assert metrics["metrics"]["studies"] == metrics["studies_listed"] > 0
-    assert metrics["metrics"]["constant/r2gen/BLEU_4"] > 0
+    assert metrics["metrics"]["constant/r2gen/BLEU_4"] > 0 and "r2gen/BLEU_4" in metrics["metrics"]["intervals"]
+    studies = (trained / "scores_test.csv").read_text().splitlines()
+    assert studies[0].startswith("id,r2gen/BLEU_1") and len(studies) == 1 + metrics["metrics"]["studies"]
+    assert len((trained / "labels_test.csv").read_text().splitlines()) == 1 + 2 * metrics["metrics"]["studies"]
     page = (trained / "index.html").read_bytes()
     evidence = [json.loads(line) for line in open(trained / "evidence_test.jsonl")]
     assert [row["id"] for row in evidence] == [row["id"] for row in read_predictions(trained / "predictions_test.csv")]

@@ -19,6 +19,7 @@ from modules.results_page.compare import CONTRADICTED, MISSED, compare
 from modules.results_page.evidence import MASK_SIDE, read_evidence
 
 HERE = Path(__file__).parent
+SCRIPT = ("base", "scores", "list", "study", "training", "run", "frame")  # one scope, in this order
 SHOWN_ELSEWHERE = ("intervals", "subsets", "by_label", "notes")
 MARKER = re.compile(r"\{\{(\w+)\}\}")
 
@@ -52,8 +53,8 @@ def write_page(folder: str | Path, split: str = "test") -> Path:
         "by_label": content["metrics"].get("by_label", {}),
         "published": published_rows(content),
         "notes": content["metrics"].get("notes", {}),
-        "facts": {key: value for key, value in content.items() if key not in ("metrics", "run")},
-        "test_run": content.get("run", {}),
+        "facts": {key: value for key, value in content.items() if key not in ("metrics", "run", "scoring", "scored_again")},
+        "test_run": content.get("run") or content.get("scoring") or {},
         "texts": {k: v for k, v in content["metrics"].items() if "/" not in k and k not in SHOWN_ELSEWHERE},
         "curves": curves(content, folder),
         "scores": names,
@@ -64,7 +65,7 @@ def write_page(folder: str | Path, split: str = "test") -> Path:
     parts = {
         "title": html.escape(f"{run['title']}: {split}"),
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
-        "script": (HERE / "page.js").read_text(encoding="utf-8"),
+        "script": "\n".join((HERE / "script" / f"{part}.js").read_text(encoding="utf-8") for part in SCRIPT),
         "run": inert(json.dumps(run, ensure_ascii=False)),
         "studies": inert(json.dumps(studies, ensure_ascii=False, separators=(",", ":"))),
     }
