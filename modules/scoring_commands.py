@@ -13,6 +13,7 @@ from modules.other_files import Split, read_any, write_rexrank
 from modules.precision import choose_device
 from modules.reports import R2GenReferences, read_reports, write_predictions
 from modules.resampling import paired_differences
+from modules.results_page.build import write_page
 from modules.run_folder import describe_run
 from modules.scoring import make_labelers, measure_all, score_all, write_scores
 from modules.tables import read_run, render, table_rows
@@ -84,6 +85,8 @@ def score_file(args) -> None:
     write_scores(folder, args.split, scores, facts)
     print(format_table(scores.metrics, PUBLISHED.get(args.dataset_name) if split is not None else None))
     print(f"written: {record}, scores_{args.split}.csv and labels_{args.split}.csv")
+    if args.page:
+        print(f"results page: {write_page(folder, args.split)}")
     if args.export:
         out = Path(args.out or folder / f"{args.export}_{args.split}.json")
         write_rexrank(out, rows)
