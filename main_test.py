@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from data.batches import make_loader
+from data.pictures import open_picture
 from data.prepare import make_dataset, open_data
 from data.studies import card_text
 from knowledge.diagnose import diagnose_studies
@@ -23,6 +24,8 @@ from modules.metrics import best_constant_report, format_table
 from modules.optional_metrics import check_extra
 from modules.precision import Precision, choose_device, seed_everything
 from modules.reports import R2GenReferences, write_predictions
+from modules.results_page.build import write_page
+from modules.results_page.evidence import Attention, write_evidence
 from modules.run_folder import describe_run
 from modules.scoring import score_all, write_scores
 from modules.scoring_commands import PUBLISHED, run_command, scoring_settings
@@ -73,20 +76,22 @@ def main(argv=None) -> None:
 
     if "diagnosis" in inputs:
         diagnose_studies(args, data, [args.split], device, parts)
-    training = data.texts["train"]
-    tokenizer = Tokenizer.from_state_dict(content["tokenizer"]) if ours else module.make_tokenizer(training, args)
+    words = data.corpora["train"]
+    tokenizer = Tokenizer.from_state_dict(content["tokenizer"]) if ours else module.make_tokenizer(words, args)
     system = module.build(args, tokenizer, parts)
     module.load_start(system, content, args.load, args)
     system = system.to(device).eval()
     dataset = make_dataset(args, data, args.split, system.needs(training=False), tokenizer, training=False)
     loader = make_loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers, shuffle=False)
-    written = write_split(system, loader, tokenizer, decoding, precision=precision, device=device)
+    watch = Attention(system, tokenizer, studies=len(dataset), views=args.max_views) if args.page else None
+    written = write_split(system, loader, tokenizer, decoding, precision=precision, device=device, watch=watch)
+    seen = processes.gather(watch.rows) if watch else {}
     if processes.rank() > 0:
         return  # the first process has every report and scores them once
 
     rule = {"rule": args.cleaning, "threshold": args.reference_threshold, "max_words": args.reference_words}
-    references = R2GenReferences(training, **rule)
-    constant = best_constant_report(training, data.texts["val"], references)
+    references = R2GenReferences(words, **rule)
+    constant = best_constant_report(data.texts["train"], data.texts["val"], references)
     studies = data.studies[args.split]
     rows = [references.row(study.id, study.report, **written[study.id], constant=constant) for study in studies]
     folder = results_folder(args, ours)
@@ -112,6 +117,9 @@ def main(argv=None) -> None:
             f"knowledge: {facts['knowledge_fallbacks']} of {len(rows)} studies have a diagnosis without an entry of its own"
         )
     print(f"written: {predictions}, metrics_{args.split}.json, scores_{args.split}.csv and labels_{args.split}.csv")
+    if args.page:
+        write_evidence(folder / f"evidence_{args.split}.jsonl", dataset, seen, open_picture)
+        print(f"results page: {write_page(folder, args.split)}")
 
 
 def results_folder(args, ours: bool) -> Path:

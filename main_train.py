@@ -75,8 +75,7 @@ def main(argv=None) -> None:
     diagnosed = [split for split, names in inputs.items() if "diagnosis" in names]
     if diagnosed:
         diagnose_studies(args, data, diagnosed, device)
-    reports = [study.report for study in data.studies["train"]]
-    tokenizer = module.make_tokenizer(reports, args)
+    tokenizer = module.make_tokenizer(data.corpora["train"], args)
     shared = {"data": data, "tokenizer": tokenizer, "module": module, "device": device}
     with Meteor() as meteor:
         reason = processes.from_first(meteor.check)
@@ -124,7 +123,7 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, de
     val_loader = make_loader(validation, batch_size=part, shuffle=False, **settings)
     decoding, precision = DecodingSettings.from_flags(args), Precision(args.precision, device)
     texts = R2GenReferences(
-        [study.report for study in data.studies["train"]],
+        data.corpora["train"],
         rule=args.cleaning,
         threshold=args.reference_threshold,
         max_words=args.reference_words,
@@ -134,7 +133,7 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, de
         written = write_split(system, val_loader, tokenizer, decoding, precision=precision, device=device)
         rows = [texts.row(study.id, study.report, **written[study.id]) for study in data.studies["val"]]
         scores = processes.from_first(lambda: score(rows, expected_ids=list(written), protocols=("r2gen",), meteor=meteor))
-        return {name: value for name, value in scores.items() if name != "notes"}
+        return {name: value for name, value in scores.items() if not isinstance(value, dict)}
 
     carried = {
         "flags": kept_flags(args),

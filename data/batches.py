@@ -58,7 +58,7 @@ class Batch:
 class StudyDataset(Dataset):
     """Studies with their pictures and tensors, read on demand.
 
-    needs: which fields of Batch the system reads. tokens_of: function from raw report to ids, or None. tables: named
+    needs: which fields of Batch the system reads. tokens: word ids int32 [N, L + 1] of the studies, or None. tables: named
     label tables {"diagnosis": {id: K values}, ...}. mask_rule: function (picture path, PIL picture) -> masked picture.
     cache: the pictures decoded and resized already, or None.
     What a picture goes through depends on (seed, epoch, study id) alone: not on worker, order or batch.
@@ -75,7 +75,7 @@ class StudyDataset(Dataset):
         augment: str = "none",
         resize_filter: str = "bicubic",
         seed: int = 0,
-        tokens_of=None,
+        tokens: np.ndarray | None = None,
         tables: dict[str, dict] | None = None,
         mask_rule=None,
         cache: PictureCache | None = None,
@@ -89,9 +89,7 @@ class StudyDataset(Dataset):
             for name, table in (tables or {}).items()
             if name in needs
         }
-        self.tokens = None
-        if tokens_of is not None and "tokens" in needs:
-            self.tokens = torch.tensor(np.asarray([tokens_of(s.report) for s in studies], dtype=np.int32))
+        self.tokens = None if tokens is None else torch.from_numpy(tokens)
 
     def __len__(self) -> int:
         return len(self.studies)

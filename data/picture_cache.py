@@ -9,6 +9,7 @@ anew. Building it decodes every picture, so it takes the place of --picture_chec
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -86,7 +87,7 @@ def fingerprint(image_dir, paths: list[str]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         try:
-            facts = (Path(image_dir) / path).stat()
+            facts = os.stat(f"{image_dir}/{path}")
             digest.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
         except FileNotFoundError:
             digest.update(f"{path}\0missing\n".encode())

@@ -18,7 +18,7 @@ from modules.errors import InputError, Problems
 from modules.knowledge import KnowledgeBase, load_knowledge
 from modules.labels import CHEXPERT_14
 from modules.tokenizer import Tokenizer
-from modules.transformer import DecoderLayer, EncoderLayer, causal_mask, sine_positions
+from modules.transformer import DecoderLayer, EncoderLayer, causal_mask, sine_positions, watched
 from modules.visual_extractor import VisualExtractor, load_backbone, weights_problem
 
 STRIPPED_WORDS = json.loads((Path(__file__).parent / "ekagen_stripped_words.json").read_text(encoding="utf-8"))
@@ -192,8 +192,9 @@ class EKAGen(nn.Module):
     def encode(self, batch, view: str | None = None) -> dict[str, torch.Tensor]:
         """Everything about a study that no token changes, made once. First axis of every tensor: B.
 
-        "patches" [B, P, D], the encoder's output; per layer i "keys.i", "values.i" [B, heads, P, D / heads] and
-        "knowledge.i" [B, L, D]; "mask" bool [B, 1, 1, P] (True = a real patch) where some are not.
+        "patches" [B, P, D], the encoder's output; "outside" bool [B, V, h, w], their grid (True = no picture there); per
+        layer i "keys.i", "values.i" [B, heads, P, D / heads] and "knowledge.i" [B, L, D]; "mask" bool [B, 1, 1, P]
+        (True = a real patch) where some are not.
         """
         pictures = getattr(batch, VIEW_FIELD[view or self.eval_view])
         studies, views = pictures.shape[:2]
@@ -208,7 +209,7 @@ class EKAGen(nn.Module):
         for layer in self.encoder:
             patches = layer(patches, position, mask)
         patches = self.encoder_norm(patches)
-        memory = {"patches": patches} | ({} if mask is None else {"mask": mask})
+        memory = {"patches": patches, "outside": padding} | ({} if mask is None else {"mask": mask})
         for number, layer in enumerate(self.decoder):
             memory[f"keys.{number}"], memory[f"values.{number}"] = layer.patches(patches, position)
         if self.aligners is not None:
@@ -236,6 +237,15 @@ class EKAGen(nn.Module):
             if self.aligners is not None:
                 x = self.aligners[number](x, memory[f"knowledge.{number}"][:, :length])
         return self._words(x)
+
+    def attention(self, memory: dict, tokens: torch.Tensor) -> torch.Tensor:
+        """Where each token looks before the next word is chosen: tokens [B, L] -> [B, L, V, h, w], sums to 1 per token.
+
+        One teacher-forced pass, so it serves any report however it was written; mean over heads and layers.
+        """
+        with watched(layer.cross_attention for layer in self.decoder) as seen:
+            self.logits(memory, tokens)
+        return torch.stack(seen).mean(0).unflatten(-1, memory["outside"].shape[1:])
 
     def step(self, tokens: torch.Tensor, memory: dict, cache: dict | None) -> tuple[torch.Tensor, dict]:
         """The next word of each beam: tokens [B, K] (the last ones written) -> logits [B, K, vocabulary], cache."""

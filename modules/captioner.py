@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from modules.precision import at_least_float32
-from modules.transformer import Attention, DecoderLayer, EncoderLayer, causal_mask
+from modules.transformer import Attention, DecoderLayer, EncoderLayer, causal_mask, watched
 from modules.visual_extractor import VisualExtractor
 
 PLACES = 5000  # sinusoidal positions, as published
@@ -167,8 +167,9 @@ class Captioner(nn.Module):
     def encode(self, batch) -> dict[str, torch.Tensor]:
         """Everything about a study that no token changes, made once. First axis of every tensor: B.
 
-        "patches" [B, P, D], the encoder's output; per layer i "keys.i", "values.i" [B, heads, P, D / heads]; "mask" bool
-        [B, 1, 1, P] (True = a real patch) where a view is absent; what `lookup` gives.
+        "patches" [B, P, D], the encoder's output; "outside" bool [B, V, h, w], their grid (True = no picture there); per
+        layer i "keys.i", "values.i" [B, heads, P, D / heads]; "mask" bool [B, 1, 1, P] (True = a real patch) where a view is
+        absent; what `lookup` gives.
         """
         patches, mask = self.patches(batch)
         memory = self.lookup(batch) | ({} if mask is None else {"mask": mask})
@@ -178,6 +179,10 @@ class Captioner(nn.Module):
         for layer in self.encoder:
             patches = layer(patches, None, mask)
         memory["patches"] = patches = self.encoder_norm(patches)
+        studies, views = batch.images.shape[:2]
+        side = math.isqrt(patches.shape[1] // views)  # pictures are square
+        outside = patches.new_zeros(studies, views, dtype=torch.bool) if batch.view_mask is None else ~batch.view_mask
+        memory["outside"] = outside[:, :, None, None].expand(-1, -1, side, side)
         for number, layer in enumerate(self.decoder):
             memory[f"keys.{number}"], memory[f"values.{number}"] = layer.patches(patches, None)
         return memory
@@ -216,6 +221,15 @@ class Captioner(nn.Module):
         for number, layer in enumerate(self.decoder):
             x = layer(x, None, memory[f"keys.{number}"], memory[f"values.{number}"], mask, report_mask, for_norms)
         return self.say(self.decoder_norm(x), condition)
+
+    def attention(self, memory: dict, tokens: torch.Tensor) -> torch.Tensor:
+        """Where each token looks before the next word is chosen: tokens [B, L] -> [B, L, V, h, w], sums to 1 per token.
+
+        One teacher-forced pass; mean over heads and layers.
+        """
+        with watched(layer.cross_attention for layer in self.decoder) as seen:
+            self.logits(memory, tokens)
+        return torch.stack(seen).mean(0).unflatten(-1, memory["outside"].shape[1:])
 
     def say(self, x: torch.Tensor, condition: tuple) -> torch.Tensor:
         """The decoder's output [B, L, D] -> [B, L, vocab_size]."""

@@ -228,8 +228,8 @@ class CheXbertLabeler:
     """Texts -> states [B, 14] (clinical.STATES, labels in CHEXPERT_14 order). Batches do not change a label."""
 
     def __init__(self, path: str | Path, vocab: str | Path, device: torch.device | str = "cpu") -> None:
-        self.tokenizer = WordPiece(vocab)
         self.model = load_chexbert(path).to(device)
+        self.tokenizer = WordPiece(vocab)
         self.device = device
         words = self.model.bert.embeddings.word_embeddings.num_embeddings
         if words != self.tokenizer.size:

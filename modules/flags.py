@@ -200,6 +200,7 @@ FLAGS = (
 
     Flag("scoring", "split", str, "test", "split to write and score", of=TEST, choices=("train", "val", "test")),
     Flag("scoring", "protocols", str, ("r2gen", "clean", "ptb"), "preparations of the texts before scoring", of=TEST, choices=("r2gen", "clean", "ptb"), nargs="+"),
+    Flag("scoring", "page", bool, True, "write the results page (index.html) with pictures and attention", of=TEST),
     Flag("scoring", "reference_words", positive_int, 59, "protocol r2gen: references are cut at this many words", keep="default"),
     Flag("scoring", "reference_threshold", positive_int, 3, "protocol r2gen: rarer words of the references become <unk>", keep="default"),
 

@@ -530,6 +530,24 @@ def one_line(text: str) -> str:
 RANK = {"positive": 3, "uncertain": 2, "negative": 1, "absent": 0}
 
 
+def lower_case(text: str) -> str:
+    """`text` in lower case; a few letters would change their length: they stay, so that positions are those of the text."""
+    lower = text.lower()
+    return lower if len(lower) == len(text) else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+
+
+def find_statements(plain: str) -> Iterable[tuple[str, str, int, int]]:
+    """(label, state, start, end) of every finding that a text of `one_line` names, clause by clause."""
+    lower = lower_case(plain)
+    start = 0
+    for cut in itertools.chain(CLAUSE_END.finditer(lower), (None,)):
+        stop = cut.start() if cut else len(lower)
+        clause = lower[start:stop]
+        for label, state, a, b in read_clause(clause) if clause.strip() else ():
+            yield label, state, start + a, start + b
+        start = cut.end() if cut else stop
+
+
 def label_report(text: str) -> dict[str, Mention]:
     """What a report says of each of the 14 labels.
 
@@ -541,23 +559,15 @@ def label_report(text: str) -> dict[str, Mention]:
     if not isinstance(text, str):
         raise InputError(f"a report must be text, got {type(text).__name__} {text!r:.40}")
     plain = one_line(text)
-    lower = plain.lower()
-    if len(lower) != len(plain):  # a few letters change their length; positions must stay those of the text
-        lower = "".join(c.lower() if len(c.lower()) == 1 else c for c in plain)
     mentions = dict.fromkeys(CHEXPERT_14, ABSENT)
-    if not lower.strip():
+    if not plain.strip():
         return mentions
-    start = 0
-    for cut in itertools.chain(CLAUSE_END.finditer(lower), (None,)):
-        stop = cut.start() if cut else len(lower)
-        clause = lower[start:stop]
-        for label, state, a, b in read_clause(clause) if clause.strip() else ():
-            if RANK[state] > RANK[mentions[label].state]:
-                mentions[label] = Mention(state, plain[start + a : start + b])
-        start = cut.end() if cut else stop
+    for label, state, start, end in find_statements(plain):
+        if RANK[state] > RANK[mentions[label].state]:
+            mentions[label] = Mention(state, plain[start:end])
     diseases = (m for label, m in mentions.items() if label not in NOT_A_DISEASE)
     if all(m.state in ("negative", "absent") for m in diseases):
-        normal = NORMAL_REPORT.search(lower)
+        normal = NORMAL_REPORT.search(lower_case(plain))
         mentions[NO_FINDING] = Mention("positive", plain[normal.start() : normal.end()] if normal else "")
     return mentions
 

@@ -51,6 +51,13 @@ def from_first(function: Callable):
     return value
 
 
+def first_then_others(function: Callable):
+    """`function()` in every process, in the first one before the others: they find what it has made."""
+    value = function() if rank() == 0 else None
+    barrier()
+    return value if rank() == 0 else function()
+
+
 def gather(table: dict) -> dict:
     """The union of every process's `table`, in every process. ValueError when two hold the same key."""
     if count() == 1:

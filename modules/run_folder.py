@@ -1,5 +1,6 @@
 """A results folder: it belongs to one run and explains it. Nothing is written anywhere else."""
 
+import importlib.util
 import json
 import math
 import os
@@ -27,6 +28,9 @@ INPUT_FLAGS = (
     "teacher",
     "vocab_path",
     "load",
+    "reference",
+    "chexbert_path",
+    "chexbert_vocab",
 )
 
 
@@ -70,22 +74,50 @@ def write_run(folder: Path, facts: dict, *, resume: bool) -> None:
     write_json(path, facts)
 
 
-class RunLog:
-    """One row per event, to log.jsonl and to the console. A value that is no finite number is written as null.
+def open_tensorboard(folder: Path):
+    """TensorBoard's writer into <folder>/tensorboard where the package is installed, else None: log.jsonl says the same."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
 
-    Of several processes the first one's is kept.
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+class RunLog:
+    """One row per event, to log.jsonl, to the console and, where it is installed, to TensorBoard (numbers by step or epoch).
+
+    A value that is no finite number is written as null. Of several processes the first one's log is kept.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.file = open(os.devnull if processes.rank() else folder / "log.jsonl", "a", encoding="utf-8")
+        first = processes.rank() == 0
+        self.file = open(folder / "log.jsonl" if first else os.devnull, "a", encoding="utf-8")
+        self.board, self.round = open_tensorboard(folder) if first else None, ""
 
     def write(self, event: str, *, quiet: bool = False, **values) -> None:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self.file.write(json.dumps({"event": event, "time": round(time.time(), 3), **clean}, ensure_ascii=False) + "\n")
         self.file.flush()
+        if self.board is not None:
+            self._plot(event, clean)
         if not quiet:
             shown = "  ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in clean.items())
             print(f"{event:8s} {shown}", flush=True)
 
+    def _plot(self, event: str, values: dict) -> None:
+        """Steps over steps, the rest over epochs; each round of a distillation under its own name."""
+        if event == "round":
+            self.round = f"round_{values['round']}/"
+        if event not in ("step", "epoch", "val"):
+            return
+        at = values["step" if event == "step" else "epoch"]
+        for name, value in values.items():
+            if name not in ("step", "epoch", "best_epoch") and isinstance(value, (int, float)):
+                prefix = "step/" if event == "step" else ""
+                self.board.add_scalar(f"{self.round}{prefix}{name}", value, at)
+        self.board.flush()
+
     def close(self) -> None:
         self.file.close()
+        if self.board is not None:
+            self.board.close()

@@ -5,6 +5,7 @@ What modules/metrics.py and modules/clinical.py measure per study is put togethe
 """
 
 import csv
+import datetime
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from modules.artefact import sha256, write_atomic, write_json
+from modules.artefact import write_atomic, write_json
 from modules.chexbert import CheXbertLabeler
 from modules.clinical import (
     RULE_LABELER,
@@ -171,6 +172,7 @@ def study_columns(scores: Scores) -> dict[str, np.ndarray]:
 def write_scores(folder: str | Path, split: str, scores: Scores, facts: Mapping) -> None:
     """metrics_<split>.json (`facts`, then `metrics`), scores_<split>.csv and labels_<split>.csv, each whole or not at all."""
     folder, columns = Path(folder), study_columns(scores)
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
     def write(temporary: Path) -> None:
         with open(temporary, "w", encoding="utf-8", errors="replace", newline="") as file:
@@ -179,11 +181,6 @@ def write_scores(folder: str | Path, split: str, scores: Scores, facts: Mapping)
             for number, study in enumerate(scores.ids):
                 writer.writerow([study, *(f"{column[number]:.6g}" for column in columns.values())])
 
-    write_json(folder / f"metrics_{split}.json", {**facts, "metrics": scores.metrics})
+    write_json(folder / f"metrics_{split}.json", {**facts, "scored_at": now, "metrics": scores.metrics})
     write_atomic(folder / f"scores_{split}.csv", write)
     write_states(folder / f"labels_{split}.csv", scores.ids, scores.states)
-
-
-def labeler_facts(chexbert_path: str | None) -> dict[str, str]:
-    """Which labelers were used: our rules' version, the hash of a user's file."""
-    return {RULE_LABELER: "modules/labeler.py"} | ({"chexbert": sha256(chexbert_path)} if chexbert_path else {})

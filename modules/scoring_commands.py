@@ -6,7 +6,6 @@ from pathlib import Path
 
 from modules.artefact import ROOT, sha256, write_atomic, write_json
 from modules.errors import InputError
-from modules.flags import all_flags
 from modules.meteor import Meteor
 from modules.metrics import METRICS, best_constant_report, check_ids, checked_rows, format_table, markdown
 from modules.optional_metrics import check_extra
@@ -14,6 +13,8 @@ from modules.other_files import Split, read_any, write_rexrank
 from modules.precision import choose_device
 from modules.reports import R2GenReferences, read_reports, write_predictions
 from modules.resampling import paired_differences
+from modules.results_page.build import write_page
+from modules.run_folder import describe_run
 from modules.scoring import make_labelers, measure_all, score_all, write_scores
 from modules.tables import read_run, render, table_rows
 
@@ -23,8 +24,11 @@ PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text(encoding=
 def run_command(args) -> bool:
     """Carry out --score, --compare or --table; False when none of them was given. InputError as everywhere."""
     chosen = [name for name in ("score", "compare", "table") if getattr(args, name)]
+    chosen += ["load"] if chosen and "load" in args.typed else []
     if len(chosen) > 1:
         raise InputError(f"--{' and --'.join(chosen)}: one at a time")
+    if args.compare and len(args.compare) != 2:
+        raise InputError(f"--compare takes two files, not {len(args.compare)}")
     if args.export and not args.score:
         raise InputError("--export goes with --score")
     if not chosen:
@@ -70,7 +74,8 @@ def score_file(args) -> None:
         scores.metrics["notes"]["ids"] = "not checked against a split: give --reference annotation.json"
     record = folder / f"metrics_{args.split}.json"
     facts = {"name": folder.name, "split": args.split, "scored": {"path": str(path), "sha256": sha256(path)}}
-    facts |= {"data_set": args.dataset_name if split is not None else None, "flags": all_flags(args)}
+    facts |= {"data_set": args.dataset_name if split is not None else None}
+    facts["scoring"] = describe_run(args, choose_device(args.device))
     if ours and record.is_file():  # a run of ours that is scored again stays the run that it was
         facts = {k: v for k, v in json.loads(record.read_text(encoding="utf-8")).items() if k != "metrics"} | {
             "scored_again": facts
@@ -80,6 +85,8 @@ def score_file(args) -> None:
     write_scores(folder, args.split, scores, facts)
     print(format_table(scores.metrics, PUBLISHED.get(args.dataset_name) if split is not None else None))
     print(f"written: {record}, scores_{args.split}.csv and labels_{args.split}.csv")
+    if args.page:
+        print(f"results page: {write_page(folder, args.split)}")
     if args.export:
         out = Path(args.out or folder / f"{args.export}_{args.split}.json")
         write_rexrank(out, rows)
@@ -90,6 +97,8 @@ def score_file(args) -> None:
 
 def compare_files(args) -> None:
     """Paired bootstrap of two files on the same studies."""
+    if not args.bootstrap:
+        raise InputError("--compare resamples the studies: --bootstrap must be 1 or more")
     split, settings = read_split(args), scoring_settings(args)
     both = [checked_rows(read_any(path, split)) for path in args.compare]
     check_ids([row["id"] for row in both[1]], [row["id"] for row in both[0]])

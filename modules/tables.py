@@ -57,7 +57,7 @@ def read_run(path: str | Path, split: str) -> Run:
     return Run(
         name,
         metrics,
-        tuple(sorted((key, json.dumps(value)) for key, value in setting.items())) or (name,),
+        tuple(sorted((key, json.dumps(value)) for key, value in setting.items())) if flags else (name,),
         trained.get("seed", tested.get("seed")),
         bool(content.get("oracle_labels")),
         content.get("data_set"),

@@ -7,6 +7,8 @@ Keys and values are cached as [B, heads, length, D / heads], so a token costs on
 """
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -24,6 +26,7 @@ class Attention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
+        self.seen: list[torch.Tensor] | None = None  # see `watched`
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -39,8 +42,25 @@ class Attention(nn.Module):
     def attend(self, q, k, v, *, mask: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
         """Projected queries, keys, values -> [B, L, D]. mask: bool, True = may be looked at, broadcast to [B, 1, L, S]."""
         dropout = self.dropout if self.training else 0.0
+        if self.seen is not None:
+            scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
+            scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)
+            self.seen.append(scores.softmax(-1).mean(1))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+@contextmanager
+def watched(attentions: Iterable[Attention]) -> Iterator[list[torch.Tensor]]:
+    """Collects what these (not causal) attentions look at inside the `with`: per call [B, L, S], mean over the heads."""
+    attentions, seen = list(attentions), []
+    for attention in attentions:
+        attention.seen = seen
+    try:
+        yield seen
+    finally:
+        for attention in attentions:
+            attention.seen = None
 
 
 class FeedForward(nn.Module):

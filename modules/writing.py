@@ -4,21 +4,28 @@ import torch
 from tqdm import tqdm
 
 from modules import processes
-from modules.decoding import DecodingSettings, write_reports
+from modules.decoding import DecodingSettings, decode
 
 
 @torch.no_grad()
-def write_split(system, loader, tokenizer, settings: DecodingSettings, *, precision, device, progress=True) -> dict:
+def write_split(
+    system, loader, tokenizer, settings: DecodingSettings, *, precision, device, progress=True, watch=None
+) -> dict:
     """{study id: {"prediction": text, further columns}} for every study of the split; none is lost, whatever the batch.
 
-    With several processes each writes its share; every one returns the whole.
+    With several processes each writes its share; every one returns the whole. watch: function (ids, memory, word ids of
+    each report), called after each batch; for the results page.
     """
     was_training = system.training
     system.eval()
     written = {}
     for batch in tqdm(loader, desc="writing reports", disable=None if progress else True, leave=False, mininterval=1):
         with precision.region():
-            texts = [tokenizer.decode(ids) for ids in write_reports(system, batch.to(device), settings)]
+            memory = system.encode(batch.to(device))
+            reports = decode(system, memory, settings, batch.ids)
+            if watch is not None:
+                watch(batch.ids, memory, reports)
+        texts = [tokenizer.decode(ids) for ids in reports]
         columns = {"prediction": texts, **system.remarks(batch)}
         for row, name in enumerate(batch.ids):
             written[name] = {column: values[row] for column, values in columns.items()}

@@ -138,7 +138,8 @@ def dataset(folder, **changes):
         for path in study.pictures:
             picture(folder / path)
     settings = {"needs": {"images", "tokens"}, "image_size": 32, "max_views": 2, "augment": "released", "seed": 4}
-    return StudyDataset(studies, folder, tokens_of=lambda report: [1, 5, 2, 0], **{**settings, **changes})
+    tokens = np.array([[1, 5, 2, 0]] * len(studies), dtype=np.int32)
+    return StudyDataset(studies, folder, tokens=tokens, **{**settings, **changes})
 
 
 def test_a_study_looks_the_same_whoever_loads_it(tmp_path):

@@ -14,6 +14,7 @@ from conftest import ROOT, inputs, run
 from modules.artefact import write_atomic
 from modules.checkpoint import load_checkpoint, save_checkpoint
 from modules.errors import InputError
+from modules.reports import read_predictions
 
 
 def train(mini, folder, *more, code=0):
@@ -85,9 +86,22 @@ def test_score_and_new_picture(mini, trained):
     metrics = json.loads((trained / "metrics_test.json").read_text())
     assert metrics["oracle_labels"] is True
     assert metrics["metrics"]["studies"] == metrics["studies_listed"] > 0
-    assert metrics["metrics"]["constant/r2gen/BLEU_4"] > 0
-    run("main_test.py", "--load", trained / "best.pt", "--batch_size", "16", "--protocols", "r2gen", "--oracle_labels")
-    assert (trained / "predictions_test.csv").read_bytes() == first
+    assert metrics["metrics"]["constant/r2gen/BLEU_4"] > 0 and "r2gen/BLEU_4" in metrics["metrics"]["intervals"]
+    studies = (trained / "scores_test.csv").read_text().splitlines()
+    assert studies[0].startswith("id,r2gen/BLEU_1") and len(studies) == 1 + metrics["metrics"]["studies"]
+    assert len((trained / "labels_test.csv").read_text().splitlines()) == 1 + 2 * metrics["metrics"]["studies"]
+    page = (trained / "index.html").read_bytes()
+    evidence = [json.loads(line) for line in open(trained / "evidence_test.jsonl")]
+    assert [row["id"] for row in evidence] == [row["id"] for row in read_predictions(trained / "predictions_test.csv")]
+    for row, told in zip(evidence, read_predictions(trained / "predictions_test.csv")):
+        words = told["prediction"].split()
+        assert row["pictures"][0]["jpeg"] and (len(row["attention"]["peak"]) == len(words) if words else not row["attention"])
+    (trained / "index.html").unlink()
+    again = ["--batch_size", "16", "--protocols", "r2gen", "--oracle_labels", "--no-page"]
+    run("main_test.py", "--load", trained / "best.pt", *again)
+    assert (trained / "predictions_test.csv").read_bytes() == first and not (trained / "index.html").exists()
+    run("-m", "modules.results_page", trained)
+    assert len((trained / "index.html").read_bytes()) > 0.9 * len(page)
     picture = next((mini / "data" / "images").glob("*/0.png"))
     done = run("main_test.py", "--load", trained / "best.pt", "--image", picture, code=2)
     assert "carries no DiagnosisBot" in done.stderr

@@ -1,0 +1,151 @@
+"""What the results page shows beside the predictions: pictures, ADM masks, and where each written word looked.
+
+A run keeps it in `evidence_<split>.jsonl`, one study a row, so the page can be made anew without the model:
+
+    {"id", "pictures": [{"path", "seen", "jpeg", "note", "mask", "mask_share", "mask_used"}],
+     "attention": {"text", "grid": [V, h, w], "full_grid": [h, w], "peak": [W], "maps": W * V * h * w bytes}}
+
+jpeg, mask and maps are base64; a mask is MASK_SIDE x MASK_SIDE packed bits; W counts the words of the prediction.
+A map is scaled to its own peak (255), `peak` is the share of the attention that fell on that patch. `text` is the report
+that was written: the page shows no attention beside another one.
+"""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from modules.artefact import write_atomic
+from modules.errors import InputError
+
+MASK_SIDE = 100
+ATTENTION_BYTES = 60_000_000  # all maps of a page together, base64; larger sets get coarser maps
+WORDS = 60  # of a report, to plan with
+MANY_PICTURES = 2_000  # from here on pictures are SMALL
+LARGE, SMALL = 320, 224  # longest side, pixels
+AT_MOST = 150_000_000  # bytes of a file; the studies after that have no pictures on the page
+
+
+def map_side(studies: int, views: int = 1) -> int:
+    """Longest side of a stored map, so that those of all studies stay below ATTENTION_BYTES (at least 4)."""
+    return max(4, int(math.sqrt(ATTENTION_BYTES * 3 / 4 / (studies * views * WORDS))))
+
+
+def word_of_each_token(tokenizer, ids: list[int]) -> list[int]:
+    """For each id the number of the word it belongs to: a tokenizer may need several ids for a word, or none."""
+    return [max(0, len(tokenizer.decode(ids[: place + 1]).split()) - 1) for place in range(len(ids))]
+
+
+class Attention:
+    """Collects where the words looked while reports are written (`watch` of modules/writing.py).
+
+    The system may have `attention(memory, tokens [B, L]) -> [B, L, V, h, w]`; without it nothing is kept.
+    """
+
+    def __init__(self, system, tokenizer, *, studies: int, views: int) -> None:
+        self.system, self.tokenizer, self.side = system, tokenizer, map_side(studies, views)
+        self.look = getattr(system, "attention", None)
+        self.rows: dict[str, dict] = {}
+
+    @torch.no_grad()
+    def __call__(self, names: list[str], memory: dict, reports: list[list[int]]) -> None:
+        """One more batch: its ids, what the system encoded, the word ids written for each study."""
+        longest = max(map(len, reports))
+        if self.look is None or not longest:
+            return
+        tokens = torch.full((len(reports), longest), self.system.padding)
+        for row, ids in enumerate(reports):
+            given = [self.system.begin, *ids][: len(ids)]  # what stood before each word when it was chosen
+            tokens[row, : len(given)] = torch.tensor(given, dtype=torch.long)
+        shares = self.look(memory, tokens.to(next(iter(memory.values())).device)).float().cpu()
+        for name, ids, share in zip(names, reports, shares):
+            if ids:
+                self.rows[name] = self._row(ids, share[: len(ids)])
+
+    def _row(self, ids: list[int], shares: torch.Tensor) -> dict:
+        """shares [L, V, h, w] of one study -> its row."""
+        words = torch.tensor(word_of_each_token(self.tokenizer, ids))
+        shares = torch.zeros(int(words[-1]) + 1, *shares.shape[1:]).index_add(0, words, shares)
+        shares = shares / torch.bincount(words)[:, None, None, None].clamp(min=1)
+        peak = shares.amax((1, 2, 3))
+        height, breadth = shares.shape[-2:]
+        if max(height, breadth) > self.side:
+            shares = F.adaptive_avg_pool2d(shares, (min(height, self.side), min(breadth, self.side)))
+        scaled = (255 * shares / shares.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)).round().to(torch.uint8)
+        return {
+            "text": self.tokenizer.decode(ids),
+            "grid": list(shares.shape[1:]),
+            "full_grid": [height, breadth],
+            "peak": [round(value, 4) for value in peak.tolist()],
+            "maps": base64.b64encode(scaled.numpy().tobytes()).decode(),
+        }
+
+
+def picture_row(path: str, *, seen: bool, side: int, dataset, open_picture: Callable) -> dict:
+    """A picture of a study for the page; one that cannot be read gives a note in its place."""
+    row: dict = {"path": path, "seen": seen}
+    try:
+        picture = open_picture(f"{dataset.image_dir}/{path}").convert("L")
+    except InputError as error:
+        return {**row, "note": str(error)}
+    picture.thumbnail((side, side))
+    jpeg = io.BytesIO()
+    picture.save(jpeg, "JPEG", quality=72)
+    row["jpeg"] = base64.b64encode(jpeg.getvalue()).decode()
+    rule = dataset.mask_rule
+    if seen and rule is not None and "masked_images" in dataset.needs:
+        mask = rule.masks.get(path)
+        small = np.asarray(Image.fromarray(mask).resize((MASK_SIDE, MASK_SIDE), Image.Resampling.NEAREST))
+        row["mask"] = base64.b64encode(np.packbits(small).tobytes()).decode()
+        row["mask_share"] = round(float(mask.mean()), 4)
+        row["mask_used"] = bool(mask.mean() > rule.theta)
+    return row
+
+
+def write_evidence(path: str | Path, dataset, attention: dict[str, dict], open_picture: Callable) -> None:
+    """Write evidence_<split>.jsonl of the studies of `dataset` (data/batches.py), in their order.
+
+    attention: the `rows` of Attention. open_picture: path -> PIL picture, InputError when it cannot be read. Pictures
+    that the system was not given (beyond --max_views) are there too, marked so.
+    """
+    pictures = sum(len(study.pictures) for study in dataset.studies)
+    side = LARGE if pictures <= MANY_PICTURES else SMALL
+
+    def row(study) -> str:
+        facts = {"side": side, "dataset": dataset, "open_picture": open_picture}
+        shown = [picture_row(p, seen=n < dataset.max_views, **facts) for n, p in enumerate(study.pictures)]
+        content = {"id": study.id, "pictures": shown, "attention": attention.get(study.id)}
+        return json.dumps(content, separators=(",", ":")) + "\n"
+
+    def write(temporary: Path) -> None:
+        size = 0
+        with open(temporary, "w", encoding="utf-8") as file, ThreadPoolExecutor(4) as pool:
+            for start in range(0, len(dataset.studies), 64):
+                for line in pool.map(row, dataset.studies[start : start + 64]):
+                    file.write(line)
+                    size += len(line)
+                if size > AT_MOST:
+                    break
+
+    write_atomic(path, write)
+
+
+def read_evidence(path: str | Path) -> Iterable[tuple[str, str]]:
+    """(study id, its row as JSON text) of every study of an evidence file; none where there is no file."""
+    path = Path(path)
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)["id"], line.strip()
+            except (json.JSONDecodeError, KeyError) as error:
+                raise InputError(f"{path}, line {number} is no row of evidence: {error}; test again") from error

@@ -1,0 +1,98 @@
+"use strict";
+// All data comes from JSON in the page and reaches the document through textContent and attributes only.
+
+const RUN = JSON.parse(document.getElementById("data-run").textContent);
+const STUDIES = JSON.parse(document.getElementById("data-studies").textContent).map((s, number) => ({
+  number,
+  id: s[0],
+  texts: [s[1], s[2]],
+  states: s[3],
+  relations: s[4],
+  statements: s[5],
+  diagnosis: s[6],
+  expert: s[7] === null ? null : RUN.experts[s[7]],
+  distance: s[8],
+  scores: s[9],
+  sought: null,
+}));
+const FLAGS = RUN.test_run.flags || {};
+const SIDES = ["reference", "prediction"];
+const SAID = { "+": "stated", "?": "stated as uncertain", "-": "denied", ".": "not mentioned" };
+// letter -> class, sign, what it means; in order of weight
+const RELATIONS = {
+  x: { css: "x", sign: "\u2260", text: "contradicted", long: "stated by one, denied by the other" },
+  m: { css: "m", sign: "\u2212", text: "missed", long: "stated by the reference alone" },
+  a: { css: "a", sign: "+", text: "added", long: "stated by the prediction alone" },
+  h: { css: "h", sign: "~", text: "hedged", long: "stated by both, by one as uncertain" },
+  "=": { css: "eq", sign: "=", text: "agreed", long: "stated by both" },
+  d: { css: "d", sign: "", text: "denied by both", long: "denied by both" },
+  n: { css: "n", sign: "", text: "denied by one", long: "denied by one, the other is silent" },
+};
+const WEIGHT = Object.keys(RELATIONS).join("");
+const ROW = 78;
+
+const $ = (id) => document.getElementById(id);
+
+/** An element with properties (class, text, on<event>, or attributes) and children. */
+function el(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name === "text") node.textContent = value;
+    else if (name === "class") node.className = value;
+    else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+function svg(tag, attributes, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+const shown = (value, digits = 3) =>
+  value === null || value === undefined
+    ? "n/a"
+    : Number.isInteger(value) && value !== 0 && value !== 1
+      ? String(value)
+      : value.toFixed(digits);
+const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
+const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : noun.endsWith("y") ? "" : "s"}`;
+const studiesOf = (count) => `${count.toLocaleString("en")} ${count === 1 ? "study" : "studies"}`;
+const digits = new Map(); // a score that is a whole number in every study is written as one
+function scoreText(study, k) {
+  if (!digits.has(k)) digits.set(k, STUDIES.every(({ scores }) => scores[k] === null || Number.isInteger(scores[k])) ? 0 : 3);
+  return study.scores[k] === null ? "n/a" : study.scores[k].toFixed(digits.get(k));
+}
+const metricName = (name) => name.replace(/BLEU_/g, "BLEU-").replace(/ROUGE_L/g, "ROUGE-L");
+
+/** What the run kept of a study's pictures and attention; null while the file is still being read, or if it has none. */
+const kept = new Map();
+function evidence(study) {
+  if (!kept.has(study.number)) {
+    const node = $(`e${study.number}`);
+    if (!node) return null;
+    if (kept.size > 150) kept.delete(kept.keys().next().value);
+    kept.set(study.number, JSON.parse(node.textContent));
+  }
+  return kept.get(study.number);
+}
+
+const hasEvidence = () => document.querySelector('script[id^="e"]') !== null;
+
+/** Was attention kept, and of the very report that stands in the predictions file? */
+function attended(study) {
+  const attention = evidence(study)?.attention;
+  return Boolean(attention) && attention.text === study.texts[1];
+}
+
+function bytes(base64) {
+  const text = atob(base64);
+  const values = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) values[i] = text.charCodeAt(i);
+  return values;
+}
