@@ -12,6 +12,7 @@ from data.batches import Batch, make_loader
 from data.prepare import make_dataset, open_data
 from knowledge.build_prototypes import cluster, kmeans, stand_in_text
 from knowledge.diagnose import diagnose_studies
+from knowledge.from_scratch import steps
 from models import SYSTEMS, system_module
 from modules.checkpoint import load_checkpoint
 from modules.decoding import DecodingSettings, decode, write_reports
@@ -361,6 +362,15 @@ def test_trigram_block_is_on_for_beam_one_alone():
 def test_a_flag_of_another_system_is_refused():
     with pytest.raises(InputError, match="--theta, --mem_size: --model r2gen does not read that"):
         parse(["--model", "r2gen", "--theta", "0.2", "--mem_size", "8"], "train", systems=NAMES)
+
+
+def test_from_scratch_builds_what_the_system_reads():
+    def made(*words):
+        return [what.split(":")[0] for what, _, _ in steps(parse(["--model", *words], "train", systems=NAMES))]
+
+    assert made("r2gen") == made("r2gencmn") == made("xpronet", "--prototypes", "none") == []
+    assert made("xpronet") == ["labels of the reports, by rules", "DiagnosisBot", "prototypes"]
+    assert made("xpronet", "--oracle_labels", "--prototypes", "random") == ["labels of the reports, by rules"]
 
 
 def test_the_monitored_sum():
