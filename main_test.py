@@ -14,6 +14,7 @@ from data.studies import card_text
 from knowledge.diagnose import diagnose_studies
 from knowledge.new_study import report_new_study
 from models import SYSTEMS, system_module
+from modules import processes
 from modules.artefact import sha256
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.decoding import DecodingSettings
@@ -51,7 +52,7 @@ def main(argv=None) -> None:
     if run_command(args):
         return
     args, content = read_weights(args, argv)
-    device = choose_device(args.device)
+    device = processes.start(choose_device(args.device))
     seed_everything(args.seed, args.deterministic)
     module, problems, ours = system_module(args.model), Problems(), is_ours(content)
     module.check(args, problems, training=False, carried=ours)
@@ -75,8 +76,8 @@ def main(argv=None) -> None:
 
     if "diagnosis" in inputs:
         diagnose_studies(args, data, [args.split], device, parts)
-    training = data.texts["train"]
-    tokenizer = Tokenizer.from_state_dict(content["tokenizer"]) if ours else module.make_tokenizer(training, args)
+    words = data.corpora["train"]
+    tokenizer = Tokenizer.from_state_dict(content["tokenizer"]) if ours else module.make_tokenizer(words, args)
     system = module.build(args, tokenizer, parts)
     module.load_start(system, content, args.load, args)
     system = system.to(device).eval()
@@ -84,10 +85,13 @@ def main(argv=None) -> None:
     loader = make_loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers, shuffle=False)
     watch = Attention(system, tokenizer, studies=len(dataset), views=args.max_views) if args.page else None
     written = write_split(system, loader, tokenizer, decoding, precision=precision, device=device, watch=watch)
+    seen = processes.gather(watch.rows) if watch else {}
+    if processes.rank() > 0:
+        return  # the first process has every report and scores them once
 
     rule = {"rule": args.cleaning, "threshold": args.reference_threshold, "max_words": args.reference_words}
-    references = R2GenReferences(training, **rule)
-    constant = best_constant_report(training, data.texts["val"], references)
+    references = R2GenReferences(words, **rule)
+    constant = best_constant_report(data.texts["train"], data.texts["val"], references)
     studies = data.studies[args.split]
     rows = [references.row(study.id, study.report, **written[study.id], constant=constant) for study in studies]
     folder = results_folder(args, ours)
@@ -114,7 +118,7 @@ def main(argv=None) -> None:
         )
     print(f"written: {predictions}, metrics_{args.split}.json, scores_{args.split}.csv and labels_{args.split}.csv")
     if args.page:
-        write_evidence(folder / f"evidence_{args.split}.jsonl", dataset, watch.rows, open_picture)
+        write_evidence(folder / f"evidence_{args.split}.jsonl", dataset, seen, open_picture)
         print(f"results page: {write_page(folder, args.split)}")
 
 

@@ -12,6 +12,7 @@ from data.studies import card_text
 from knowledge import from_scratch
 from knowledge.diagnose import diagnose_studies, optional_parts
 from models import SYSTEMS, system_module
+from modules import processes
 from modules.artefact import write_atomic
 from modules.checkpoint import load_checkpoint
 from modules.decoding import DecodingSettings
@@ -44,11 +45,11 @@ def read_flags(argv):
 @entry
 def main(argv=None) -> None:
     args = read_flags(argv)
-    device = choose_device(args.device)
+    device = processes.start(choose_device(args.device))
     seed_everything(args.seed, args.deterministic)
     Precision(args.precision, device)  # refuses what the device cannot do, before anything is built
     if args.from_scratch and not args.dry_run and args.resume is None:
-        from_scratch.prepare(args)
+        args = processes.from_first(lambda: from_scratch.prepare(args))
     module, problems = system_module(args.model), Problems()
     inputs = {"train": module.inputs(args, training=True), "val": module.inputs(args, training=False)}
     module.check(args, problems, training=True)
@@ -60,25 +61,24 @@ def main(argv=None) -> None:
     problems.check(
         args.monitor_metric in monitors, f"--monitor_metric {args.monitor_metric}: choose from {', '.join(monitors)}"
     )
-    data = open_data(args, inputs, problems)
+    data = open_data(args, inputs, problems, training=True)
     problems.stop_if_any()
     print(card_text(data.card))
     if args.dry_run:
         print(json.dumps(all_flags(args), indent=1))
         return
 
-    folder = open_run(args, resume=args.resume is not None)
+    folder = processes.from_first(lambda: open_run(args, resume=args.resume is not None))
     log = RunLog(folder)
     facts = describe_run(args, device, data=data.card, oracle_labels=data.oracle)
-    write_run(folder, facts, resume=args.resume is not None)
+    processes.from_first(lambda: write_run(folder, facts, resume=args.resume is not None))
     diagnosed = [split for split, names in inputs.items() if "diagnosis" in names]
     if diagnosed:
         diagnose_studies(args, data, diagnosed, device)
-    reports = [study.report for study in data.studies["train"]]
-    tokenizer = module.make_tokenizer(reports, args)
+    tokenizer = module.make_tokenizer(data.corpora["train"], args)
     shared = {"data": data, "tokenizer": tokenizer, "module": module, "device": device}
     with Meteor() as meteor:
-        reason = meteor.check()
+        reason = processes.from_first(meteor.check)
         if reason:
             log.write("meteor", reason=f"METEOR is n/a in this run: {reason}")
             if any(name.endswith("METEOR") for name in monitor_parts(args.monitor_metric)):
@@ -101,7 +101,7 @@ def train_rounds(args, folder: Path, log, **shared) -> None:
         path, value = train_round(round_args, folder / f"round_{number}", log, teacher=best, **shared)
         if best_value is None or (value is not None and value > best_value):
             best, best_value = path, value
-    write_atomic(folder / "best.pt", lambda temporary: shutil.copyfile(best, temporary))
+    processes.from_first(lambda: write_atomic(folder / "best.pt", lambda temporary: shutil.copyfile(best, temporary)))
     log.write("rounds", best=str(best), value=best_value)
 
 
@@ -116,13 +116,14 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, de
     trained = sum(p.numel() for group in system.parameter_groups().values() for p in group)
     log.write("system", model=args.model, words=tokenizer.vocab_size, trained_parameters=trained, teacher=str(teacher))
 
-    settings = {"num_workers": args.num_workers, "batch_size": args.batch_size, "pin": device.type == "cuda"}
+    settings = {"num_workers": args.num_workers, "pin": device.type == "cuda"}
+    part = max(1, args.batch_size // (processes.count() * args.accumulate))  # what one process holds at a time
     training = make_dataset(args, data, "train", system.needs(training=True), tokenizer, training=True)
     validation = make_dataset(args, data, "val", system.needs(training=False), tokenizer, training=False)
-    val_loader = make_loader(validation, shuffle=False, **settings)
+    val_loader = make_loader(validation, batch_size=part, shuffle=False, **settings)
     decoding, precision = DecodingSettings.from_flags(args), Precision(args.precision, device)
     texts = R2GenReferences(
-        [study.report for study in data.studies["train"]],
+        data.corpora["train"],
         rule=args.cleaning,
         threshold=args.reference_threshold,
         max_words=args.reference_words,
@@ -131,7 +132,7 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, de
     def validate(system) -> dict:
         written = write_split(system, val_loader, tokenizer, decoding, precision=precision, device=device)
         rows = [texts.row(study.id, study.report, **written[study.id]) for study in data.studies["val"]]
-        scores = score(rows, expected_ids=list(written), protocols=("r2gen",), meteor=meteor)
+        scores = processes.from_first(lambda: score(rows, expected_ids=list(written), protocols=("r2gen",), meteor=meteor))
         return {name: value for name, value in scores.items() if not isinstance(value, dict)}
 
     carried = {
@@ -143,7 +144,14 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, de
     }
     trainer = Trainer(
         system,
-        make_loader(training, shuffle=True, drop_last=args.drop_last, **settings),
+        make_loader(
+            training,
+            batch_size=args.batch_size,
+            accumulate=args.accumulate,
+            shuffle=True,
+            drop_last=args.drop_last,
+            **settings,
+        ),
         validate,
         args=args,
         device=device,

@@ -1,99 +1,87 @@
-"""What writing reports costs, beside one teacher-forced pass over as many reports of the same length.
+"""What writing reports costs, beside one teacher-forced pass over as many reports, and beside the published loop.
 
     python -m benchmarks.report_writing --studies 8 --words 127 [--naive] [--out results/report_writing.json]
 
 Published size (ResNet-101, 300 pixels, 6 + 6 layers), random weights, the end mark ignored so that every report has all
-its words. --naive also times the published loop, which runs the whole network again for every word: a few of its 127
-passes are timed and the sum is extrapolated (said in the output).
+its words. --naive also times the published loop (benchmarks/published_size.py), which passes everything again for every
+word: a few of its passes are timed and multiplied by the words, since each costs the same. With --precision bf16 the table
+says how far the words equal those of float32.
 """
 
 import argparse
-import json
-import platform
 import statistics
-import time
-from pathlib import Path
 
 import torch
 
-from data.batches import Batch
-from models.ekagen import EKAGen
-from modules.artefact import write_json
+from benchmarks.measure import add_shared, device_of, flops, interleaved, matrix_peak, peak_memory, ratio, report
+from benchmarks.published_size import Naive, batch_of, system
 from modules.decoding import DecodingSettings, decode
-from modules.knowledge import KnowledgeBase
-from modules.precision import choose_device
-from modules.visual_extractor import VisualExtractor
-
-VOCABULARY = 760
-
-
-def published_system() -> EKAGen:
-    """EKAGen of the published size with random weights and a base of one entry."""
-    torch.manual_seed(0)
-    base = KnowledgeBase(torch.zeros(1, 14, dtype=torch.long), entries=torch.randn(1, 128, 256))
-    extractor = VisualExtractor("resnet101", freeze="stem", dilate=True)
-    return EKAGen(extractor, vocab_size=VOCABULARY, knowledge=base).eval()
-
-
-def seconds(function, device: torch.device) -> float:
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 @torch.no_grad()
-def measure(studies: int, words: int, repeats: int, beam: int, naive: bool, device: torch.device) -> dict:
-    """Median seconds of each part over `repeats` interleaved runs, and their ratios."""
-    system = published_system().to(device)
-    pictures = torch.randn(studies, 1, 3, 300, 300)
-    batch = Batch([str(n) for n in range(studies)], masked_images=pictures, diagnosis=torch.zeros(studies, 14, dtype=torch.long))
-    batch = batch.to(device)
-    tokens = torch.randint(3, VOCABULARY, (studies, words + 1), device=device)
-    settings = DecodingSettings(max_length=words, beam_size=beam)
+def measure(args) -> list[tuple[str, float, str]]:
+    """The rows of the table."""
+    device, precision = device_of(args)
+    made, batch = system().to(device).eval(), batch_of(args.studies, device)
+    # the end mark may not come, so that every beam has all its words
+    lengths = {"max_length": args.words, "min_length": args.words}
+    settings = {beams: DecodingSettings(**lengths, beam_size=beams) for beams in (1, args.beam_size)}
 
     def forward():
-        return system.logits(system.encode(batch), tokens)
+        with precision.region():
+            return made.logits(made.encode(batch), batch.tokens[:, : args.words])
 
-    def write():
-        return decode(system, system.encode(batch), settings, batch.ids, stop=False)
+    def encode():
+        with precision.region():
+            return made.encode(batch)
 
-    parts = {"forward": forward, "encode": lambda: system.encode(batch), "write": write}
-    for function in parts.values():
-        seconds(function, device)  # warm
-    taken = {name: [] for name in parts}
-    for _ in range(repeats):
-        for name, function in parts.items():
-            taken[name].append(seconds(function, device))
-    result = {name: statistics.median(values) for name, values in taken.items()}
-    result["write / forward"] = statistics.median(w / f for w, f in zip(taken["write"], taken["forward"]))
-    if naive:
-        passes = [seconds(lambda: system.logits(system.encode(batch), tokens[:, :-1]), device) for _ in range(3)]
-        result["naive (extrapolated from 3 passes)"] = statistics.median(passes) * words
-        result["naive / write"] = result["naive (extrapolated from 3 passes)"] / result["write"]
-    return result
+    def write(beams: int = 1):
+        with precision.region():
+            return decode(made, made.encode(batch), settings[beams], batch.ids, stop=False)
+
+    parts = {"teacher-forced pass": forward, "encode": encode, "greedy": write}
+    beams = f"beam {args.beam_size}"
+    if args.beam_size > 1:
+        parts[beams] = lambda: write(args.beam_size)
+    if args.naive:
+        naive = Naive(made, None, device)
+        parts["naive, one word"] = lambda: naive.word(batch)
+    taken = interleaved(parts, args.repeats, device)
+    taken = {name: [value / args.studies for value in values] for name, values in taken.items()}
+    rows = [(f"{name}, seconds per study", statistics.median(values), "s") for name, values in taken.items()]
+    rows.append(("greedy / teacher-forced pass", ratio(taken, "greedy", "teacher-forced pass"), "times"))
+    if args.beam_size > 1:
+        rows.append((f"{beams} / greedy", ratio(taken, beams, "greedy"), "times"))
+    if args.naive:
+        rows.append(("naive, all words / greedy", args.words * ratio(taken, "naive, one word", "greedy"), "times"))
+    if precision.kind is not None:
+        rows.append(("words as in float32, before the first that differs", agreement(made, batch, settings[1], write()), "share"))
+    work, peak = flops(write), matrix_peak(device, precision.kind)
+    rows.append(("share of the matrix peak, greedy", work / statistics.median(taken["greedy"]) / args.studies / peak, ""))
+    rows.append(("peak memory", peak_memory(device), "GiB"))
+    return rows
+
+
+def agreement(made, batch, settings, written: list[list[int]]) -> float:
+    """Share of all word places that come before a report's first difference from float32's."""
+    exact = decode(made, made.encode(batch), settings, batch.ids, stop=False)
+    same = 0
+    for ours, theirs in zip(written, exact):
+        differing = [place for place, (a, b) in enumerate(zip(ours, theirs)) if a != b]
+        same += differing[0] if differing else len(theirs)
+    return same / sum(map(len, exact))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--studies", type=int, default=8)
     parser.add_argument("--words", type=int, default=127)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--beam_size", type=int, default=1)
+    parser.add_argument("--beam_size", type=int, default=3)
     parser.add_argument("--naive", action="store_true")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", help="write the figures as JSON")
+    add_shared(parser)
     args = parser.parse_args()
-    device = choose_device(args.device)
-    found = measure(args.studies, args.words, args.repeats, args.beam_size, args.naive, device)
-    print(f"{args.studies} studies, {args.words} words, beam {args.beam_size}, {device}, {torch.get_num_threads()} threads")
-    for name, value in found.items():
-        print(f"  {name:36s} {value:10.3f}" + ("" if "/" in name else " s"))
-    if args.out:
-        machine = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
-        write_json(Path(args.out), {"settings": vars(args), "machine": machine, "figures": found})
-    print(json.dumps(found))
+    title = f"writing {args.words} words each for {args.studies} studies, {args.precision}"
+    report(title, measure(args), args, device_of(args)[0])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Studies to batches. B studies, V views, H x W pixels, L + 1 token ids, K labels; the same letters everywhere."""
 
 import dataclasses
+import math
 import random
 import zlib
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from data.picture_cache import PictureCache
 from data.pictures import Augmentation, open_picture, to_tensor
 from data.studies import Study
+from modules import processes
 from modules.errors import InputError
 
 
@@ -21,7 +24,7 @@ class Batch:
 
     ids: B study ids. images, masked_images: float [B, V, 3, H, W], the complete pictures and the same after the ADM
     rule. view_mask: bool [B, V], True = a real view. padding: bool [B, V, H, W], True = no picture there; None = none.
-    tokens: int [B, L + 1]. labels, diagnosis: int [B, K].
+    tokens: int [B, L + 1]. labels, diagnosis: int [B, K]. fill: the studies only keep a process busy, they do not count.
     """
 
     ids: list[str]
@@ -32,6 +35,7 @@ class Batch:
     tokens: torch.Tensor | None = None
     labels: torch.Tensor | None = None
     diagnosis: torch.Tensor | None = None
+    fill: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,8 +58,9 @@ class Batch:
 class StudyDataset(Dataset):
     """Studies with their pictures and tensors, read on demand.
 
-    needs: which fields of Batch the system reads. tokens_of: function from raw report to ids, or None. tables: named
+    needs: which fields of Batch the system reads. tokens: word ids int32 [N, L + 1] of the studies, or None. tables: named
     label tables {"diagnosis": {id: K values}, ...}. mask_rule: function (picture path, PIL picture) -> masked picture.
+    cache: the pictures decoded and resized already, or None.
     What a picture goes through depends on (seed, epoch, study id) alone: not on worker, order or batch.
     """
 
@@ -70,30 +75,37 @@ class StudyDataset(Dataset):
         augment: str = "none",
         resize_filter: str = "bicubic",
         seed: int = 0,
-        tokens_of=None,
+        tokens: np.ndarray | None = None,
         tables: dict[str, dict] | None = None,
         mask_rule=None,
+        cache: PictureCache | None = None,
     ) -> None:
         self.studies, self.image_dir = studies, str(image_dir)
         self.needs, self.image_size, self.max_views = needs, image_size, max_views
         self.augment, self.seed, self.epoch = Augmentation(augment, image_size, resize_filter), seed, 0
-        self.mask_rule = mask_rule
+        self.mask_rule, self.cache = mask_rule, cache
         self.tables = {
             name: torch.tensor(np.asarray([table[study.id] for study in studies]), dtype=torch.long)
             for name, table in (tables or {}).items()
             if name in needs
         }
-        self.tokens = None
-        if tokens_of is not None and "tokens" in needs:
-            self.tokens = torch.tensor(np.asarray([tokens_of(s.report) for s in studies], dtype=np.int32))
+        self.tokens = None if tokens is None else torch.from_numpy(tokens)
 
     def __len__(self) -> int:
         return len(self.studies)
 
+    def _picture(self, path: str) -> Image.Image:
+        if self.cache is not None:
+            return self.cache.get(path)
+        return self.augment.resize(open_picture(f"{self.image_dir}/{path}"))
+
     def __getitem__(self, place: int) -> dict:
+        """The study at `place`; ~place gives the same one as a fill-in (see StepShares)."""
+        if place < 0:
+            return {**self[~place], "fill": True}
         study = self.studies[place]
         paths = study.pictures[: self.max_views]
-        complete = [self.augment.resize(open_picture(f"{self.image_dir}/{path}")) for path in paths]
+        complete = [self._picture(path) for path in paths]
         views: list[Image.Image] = []
         names = [name for name in ("images", "masked_images") if name in self.needs]
         for name in names:
@@ -110,7 +122,7 @@ class StudyDataset(Dataset):
 
 def collate(items: list[dict]) -> Batch:
     """Items of StudyDataset -> Batch; studies with fewer views than the batch's most are filled with zeros."""
-    fields: dict = {"ids": [item["id"] for item in items]}
+    fields: dict = {"ids": [item["id"] for item in items], "fill": "fill" in items[0]}
     for name in ("images", "masked_images"):
         if name in items[0]:
             most = max(len(item[name]) for item in items)
@@ -127,31 +139,55 @@ def collate(items: list[dict]) -> Batch:
 
 
 def make_loader(
-    dataset: StudyDataset, *, batch_size: int, num_workers: int, shuffle: bool, pin: bool = False, drop_last: bool = False
+    dataset: StudyDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    shuffle: bool,
+    pin: bool = False,
+    accumulate: int = 1,
+    drop_last: bool = False,
 ):
-    """DataLoader of Batches. The order of a shuffled epoch is a function of (dataset.seed, dataset.epoch)."""
+    """DataLoader of this process's Batches.
+
+    shuffle: steps of batch_size studies over all processes, split by StepShares; drop_last leaves an incomplete last step
+    out. Else every study once, in order, the processes taking turns.
+    """
     if drop_last and len(dataset) < batch_size:
         raise InputError(f"--drop_last leaves nothing: {len(dataset)} training studies, --batch_size {batch_size}")
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=EpochOrder(dataset) if shuffle else None,
-        num_workers=num_workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        drop_last=drop_last,
-    )
+    if shuffle:
+        shares = StepShares(dataset, batch_size, processes.rank(), processes.count(), accumulate, drop_last)
+        order = {"batch_sampler": shares}
+    else:
+        order = {"batch_size": batch_size, "sampler": range(processes.rank(), len(dataset), processes.count())}
+    return DataLoader(dataset, num_workers=num_workers, collate_fn=collate, pin_memory=pin, **order)
 
 
-class EpochOrder(torch.utils.data.Sampler):
-    """A permutation drawn from (seed, epoch): an interrupted run meets the studies in the same order again."""
+class StepShares(torch.utils.data.Sampler):
+    """The batches of one process: each step's batch_size studies are split over `count` processes and `accumulate` batches.
 
-    def __init__(self, dataset: StudyDataset) -> None:
-        self.dataset = dataset
+    The order is drawn from (dataset.seed, dataset.epoch): an interrupted run meets the studies in the same order again,
+    and the studies of a step are the same on any number of processes. Where the last step has too few studies, a process
+    without one gets the step's first as a fill-in that does not count.
+    """
+
+    def __init__(
+        self, dataset: StudyDataset, batch_size: int, rank: int, count: int, accumulate: int, drop_last: bool = False
+    ) -> None:
+        self.dataset, self.batch_size = dataset, batch_size
+        self.studies = len(dataset) // batch_size * batch_size if drop_last else len(dataset)
+        self.rank, self.count, self.accumulate = rank, count, accumulate
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return math.ceil(self.studies / self.batch_size) * self.accumulate
 
     def __iter__(self):
         draw = torch.Generator().manual_seed(self.dataset.seed * 100_003 + self.dataset.epoch)
-        return iter(torch.randperm(len(self.dataset), generator=draw).tolist())
+        order = torch.randperm(len(self.dataset), generator=draw).tolist()[: self.studies]
+        for start in range(0, len(order), self.batch_size):
+            step = order[start : start + self.batch_size]
+            parts = self.count * self.accumulate
+            cuts = [len(step) * number // parts for number in range(parts + 1)]
+            for turn in range(self.accumulate):
+                part = turn * self.count + self.rank
+                yield step[cuts[part] : cuts[part + 1]] or [~step[0]]

@@ -1,5 +1,6 @@
 """Opening pictures and turning them into tensors. Source of the numbers: systems EKAGen and DETR, as released."""
 
+import os
 import random
 from pathlib import Path
 
@@ -53,16 +54,17 @@ def _open_dicom(path: Path) -> Image.Image:
     return _eight_bits(pixels)
 
 
-def picture_problem(path: Path, depth: str) -> str | None:
+def picture_problem(path: str | Path, depth: str) -> str | None:
     """What is wrong with a picture file, or None. "full" decodes it; "quick" reads the header and the end mark."""
     try:
         if depth == "full":
             open_picture(path)
             return None
-        with Image.open(path) as picture:
-            kind = picture.format
         with open(path, "rb") as file:
-            file.seek(max(path.stat().st_size - 64, 0))
+            with Image.open(file) as picture:
+                kind = picture.format
+            file.seek(0, os.SEEK_END)
+            file.seek(max(file.tell() - 64, 0))
             end = file.read()
         whole = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(kind, b"") in end
         return None if whole else f"picture {path} is cut off"
@@ -71,7 +73,7 @@ def picture_problem(path: Path, depth: str) -> str | None:
     except FileNotFoundError:
         return f"no picture {path}"
     except (OSError, UnidentifiedImageError) as error:
-        if path.suffix.lower() in (".dcm", ".dicom"):
+        if Path(path).suffix.lower() in (".dcm", ".dicom"):
             return None  # PIL cannot read its header; the decoder will
         return f"picture {path} cannot be read: {error}"
 
@@ -111,6 +113,12 @@ class Augmentation:
         if kind not in self.KINDS:
             raise ValueError(f"augmentation {kind}: choose {', '.join(self.KINDS)}")
         self.kind, self.side, self.resize_filter = kind, side, resize_filter
+
+    @property
+    def name(self) -> str:
+        """Names what `resize` does: pictures resized alike share a cache."""
+        form = f"shorter{round(self.side * 8 / 7)}" if self.kind.startswith("crop") else f"square{self.side}"
+        return form if self.resize_filter == "bicubic" else f"{form}{self.resize_filter}"
 
     def resize(self, picture: Image.Image) -> Image.Image:
         """The picture at the size that the changes start from."""

@@ -6,6 +6,7 @@ The format (Chen et al. 2020): {"train": [...], "val": [...], "test": [...]}, ea
 
 import hashlib
 import json
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from modules.errors import InputError, Problems
 from modules.reports import clean_report
 
 SPLITS = ("train", "val", "test")
+LETTER = re.compile("[a-zA-Z]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,39 +70,53 @@ def read_annotation(path: str | Path) -> dict[str, list[Study]]:
 
 
 def check_studies(
-    studies: dict[str, list[Study]], image_dir: str | Path, *, cleaning: str, max_views: int, depth: str, progress=True
+    studies: dict[str, list[Study]],
+    image_dir: str | Path,
+    *,
+    cleaning: str,
+    max_views: int,
+    depth: str,
+    known: dict[str, str] | None = None,
+    progress=True,
 ) -> dict[str, str]:
     """Look at every study and at the pictures that will be used; returns {study id: what is wrong} for the broken ones.
 
-    depth: "full" decodes each picture, "quick" reads its header and its end.
+    depth: "full" decodes each picture, "quick" reads its header and its end. known: {picture: what is wrong} where the
+    pictures have been decoded already; no file is opened then.
     """
-    image_dir = Path(image_dir)
     broken: dict[str, str] = {}
     listed = [study for rows in studies.values() for study in rows]
     seen = Counter(study.id for study in listed)
-    jobs = []
+    looked_at = []
     for study in listed:
         if seen[study.id] > 1:
             broken[study.id] = f"the id stands {seen[study.id]} times in the annotation"
-        elif not clean_report(study.report, cleaning).strip(" ."):
+        # cleaning leaves every letter, so only a report without any has to be cleaned
+        elif not LETTER.search(study.report) and not clean_report(study.report, cleaning).strip(" ."):
             broken[study.id] = "empty report"
         elif not study.pictures:
             broken[study.id] = "no picture"
         else:
-            jobs += [(study.id, image_dir / picture) for picture in study.pictures[:max_views]]
-    with ThreadPoolExecutor(8) as pool:
-        results = pool.map(lambda job: picture_problem(job[1], depth), jobs)
-        bar = tqdm(
-            zip(jobs, results),
-            total=len(jobs),
-            desc="checking pictures",
-            disable=None if progress else True,
-            leave=False,
-        )
-        for (name, _), problem in bar:
-            if problem:
-                broken.setdefault(name, problem)
+            looked_at.append(study)
+    if known is None:
+        pictures = [picture for study in looked_at for picture in study.pictures[:max_views]]
+        known = check_pictures(pictures, image_dir, depth=depth, progress=progress)
+    for study in looked_at:
+        reasons = [known[picture] for picture in study.pictures[:max_views] if picture in known]
+        if reasons:
+            broken[study.id] = reasons[0]
     return broken
+
+
+def check_pictures(pictures: list[str], image_dir: str | Path, *, depth: str, progress: bool = True) -> dict[str, str]:
+    """{picture: what is wrong} for those of `pictures` (paths below image_dir) that cannot be used."""
+    pictures = list(dict.fromkeys(pictures))
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda picture: picture_problem(f"{image_dir}/{picture}", depth), pictures)
+        settings = {"desc": "checking pictures", "disable": None if progress else True, "leave": False}
+        return {
+            picture: problem for picture, problem in tqdm(zip(pictures, found), total=len(pictures), **settings) if problem
+        }
 
 
 def without_broken(

@@ -91,7 +91,8 @@ def chexbert_text(reports: list[str], path: str, vocab: str, device, batch_size:
 def kmeans(points: torch.Tensor, count: int, *, seed: int, rounds: int = 100) -> torch.Tensor:
     """Centres [count, D] of points [N, D]: k-means++ starts, then Lloyd's steps until nothing moves.
 
-    No more points than centres: the points themselves, in turn. An empty cluster takes the point farthest from its centre.
+    No more points than centres: the points themselves, in turn. An empty cluster takes the point farthest from its centre;
+    where none is off its centre (equal points) it stays where it is.
     """
     if len(points) <= count:
         return points[torch.arange(count) % len(points)]
@@ -109,12 +110,14 @@ def kmeans(points: torch.Tensor, count: int, *, seed: int, rounds: int = 100) ->
         nearest, owner = distances.min(1)
         for empty in sorted(set(range(count)) - set(owner.tolist())):
             far = int(nearest.argmax())
-            owner[far], nearest[far] = empty, 0.0
+            if nearest[far] > 0:
+                owner[far], nearest[far] = empty, 0.0
         if before is not None and torch.equal(owner, before):
             break
         before = owner
         sums = torch.zeros_like(centres).index_add_(0, owner, points)
-        centres = sums / torch.bincount(owner, minlength=count).clamp(min=1)[:, None]
+        sizes = torch.bincount(owner, minlength=count)[:, None]
+        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
     return centres
 
 
@@ -190,7 +193,7 @@ def read_flags(argv):
     own.add_argument("--out", help="where the prototypes go [<knowledge_dir>/prototypes.pt]")
     own.add_argument("--overwrite", action="store_true", help="replace prototypes that were built from other inputs")
     args, rest = parser.parse_known_args(argv)
-    flags = parse(["--model", "xpronet", *rest], "train", systems=tuple(SYSTEMS))
+    flags = parse(["--model", "xpronet", "--no-picture_cache", *rest], "train", systems=tuple(SYSTEMS))  # read once
     args.out = args.out or flags.prototypes
     return args, flags
 

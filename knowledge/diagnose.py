@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from data.pictures import diagnosis_tensor, open_picture, square
 from data.studies import Study
+from modules import processes
 from modules.adm import SIDE
 from modules.artefact import write_atomic
 from modules.diagnosisbot import DiagnosisBot, load_diagnosisbot
@@ -90,7 +91,8 @@ def diagnose_studies(args, data, splits, device, parts: dict | None = None) -> N
         return
     bot = open_bot(args, parts)
     settings = {"folder": args.knowledge_dir, "device": device, "num_workers": args.num_workers}
-    data.tables["diagnosis"] = diagnosis_table(bot, studies, args.image_dir, **settings)
+    table = processes.from_first(lambda: diagnosis_table(bot, studies, args.image_dir, **settings))
+    data.tables["diagnosis"] = table
 
 
 def open_bot(args, parts: dict | None = None) -> DiagnosisBot:

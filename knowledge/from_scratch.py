@@ -74,8 +74,8 @@ def steps(args) -> list[tuple[str, object, list[str]]]:
     return made
 
 
-def prepare(args) -> None:
-    """Run the steps and say what each does; afterwards the flags point at the results."""
+def prepare(args):
+    """Run the steps and say what each does; returns the flags, which then point at the results."""
     todo = steps(args)
     for number, (what, main, typed) in enumerate(todo, 1):
         print(f"\n== {number}/{len(todo)} {what}", flush=True)
@@ -85,3 +85,4 @@ def prepare(args) -> None:
     if any(main is generate_adm.main for _, main, _ in todo):
         args.adm_masks = str(Path(args.knowledge_dir) / "adm_masks")
     print(f"\n== training {args.model}", flush=True)
+    return args

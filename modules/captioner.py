@@ -147,6 +147,10 @@ class Captioner(nn.Module):
         each = F.cross_entropy(logits.mT, tokens[:, 1:], reduction="none")
         return {"ce": (each * counted).sum() / counted.sum()}
 
+    def loss_counts(self, batch) -> dict[str, float]:
+        """What "ce" is a mean over, so that a step split over processes keeps the gradient of the whole."""
+        return {"ce": float(self.report(batch.tokens)[1].sum())}
+
     def report(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Padded ids [B, any] -> ids [B, L + 1] of the batch's longest report, and which targets count, bool [B, L]."""
         tokens = tokens[:, : self.max_tokens]

@@ -1,7 +1,9 @@
 """How the project says that an input is wrong: one clear message, exit code 2, no traceback."""
 
 import functools
+import os
 import sys
+import time
 
 
 class InputError(ValueError):
@@ -38,8 +40,18 @@ def entry(main):
         try:
             return main(*args, **kwargs)
         except InputError as error:
+            if os.environ.get("RANK", "0") != "0":
+                time.sleep(3)  # where the first process says the same, torchrun ends this one meanwhile
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except RuntimeError as error:
+            from modules import processes  # here, so that a command without PyTorch starts without it
+
+            if not processes.lost_another(error):
+                raise
+            print("error: another process of this run has ended; last.pt holds the last whole epoch: go on with --resume",
+                  file=sys.stderr, flush=True)  # fmt: skip
+            os._exit(3)  # the group cannot be left in order any more
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)

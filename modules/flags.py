@@ -110,6 +110,7 @@ FLAGS = (
     Flag("data", "resize_filter", str, "bicubic", "how pictures are resized", keep="default", choices=("bicubic", "bilinear")),
     Flag("data", "skip_broken", bool, False, "go on without studies whose picture or report is missing or broken; they are counted in the results"),
     Flag("data", "picture_check", str, "full", "before the first batch decode every picture (full) or read its header and end (quick)", choices=("full", "quick")),
+    Flag("data", "picture_cache", bool, True, "decode and resize each picture once, into <knowledge_dir>/pictures (image_size^2 bytes per grey picture; off for MIMIC-CXR, where that is 24 GB)"),
     Flag("data", "vocab_path", str, None, "JSON word list to use instead of the one counted in the training reports"),
 
     Flag("knowledge", "diagnosis_path", str, None, "CSV of diagnoses by study id (columns: id and the 14 labels), instead of a DiagnosisBot", keep="path"),
@@ -167,7 +168,8 @@ FLAGS = (
     Flag("generator", "dropout", fraction, 0.1, "dropout of the transformer", of=TRAIN, keep="default"),
     Flag("generator", "feature_dropout", fraction, 0.5, "dropout of the projected patches", of=TRAIN, keep="default", systems=R2GENCMN + R2GEN + XPRONET),
 
-    Flag("training", "batch_size", positive_int, 8, "studies per step"),
+    Flag("training", "batch_size", positive_int, 8, "studies per step, over all processes and --accumulate"),
+    Flag("training", "accumulate", positive_int, 1, "batches that a step's studies are taken in one after another, for small memories", of=TRAIN),
     Flag("training", "epochs", positive_int, 50, "passes over the training studies", of=TRAIN),
     Flag("training", "lr_ve", not_negative, 1e-5, "learning rate of the visual extractor", of=TRAIN),
     Flag("training", "lr_ed", positive_float, 1e-4, "learning rate of everything else", of=TRAIN),
@@ -224,7 +226,7 @@ PRESETS: dict[tuple[str, str], dict] = {
     ("ekagen", "iu_xray"): {"batch_size": 8},
     ("ekagen", "mimic_cxr"): {
         "batch_size": 32, "threshold": 10, "cleaning": "mimic_cxr", "reference_words": 99, "reference_threshold": 10,
-        "picture_check": "quick", "num_workers": 8,
+        "picture_check": "quick", "num_workers": 8, "picture_cache": False,
     },
     ("ekagen", "miniature"): {
         "visual_extractor": "efficientnet_lite0", "image_size": 128, "d_model": 128, "d_ff": 512, "num_layers": 2,
@@ -245,6 +247,7 @@ _FAMILY = {
 _MIMIC = {
     "max_views": 1, "max_seq_length": 100, "max_gen_length": 100, "threshold": 10, "cleaning": "mimic_cxr",
     "reference_words": 99, "reference_threshold": 10, "epochs": 30, "picture_check": "quick", "num_workers": 8,
+    "picture_cache": False,
 }  # fmt: skip
 _MINIATURE = {  # pictures whose reports say left and right are not mirrored
     "visual_extractor": "efficientnet_lite0", "image_size": 128, "augment": "crop", "d_model": 128, "d_ff": 256,

@@ -60,8 +60,9 @@ def count_words(reports: Iterable[str]) -> Counter[str]:
 class R2GenReferences:
     """Makes the references `clean` and `r2gen` of a report, from the words of the training reports.
 
-    training_reports: raw texts. rule: a name of RULES. threshold: how often a word must occur in the cleaned training
-    reports to be kept; max_words: where a reference is cut (full stops count); both default to R2Gen's for the rule.
+    training_reports: raw texts, or their Corpus. rule: a name of RULES. threshold: how often a word must occur in the
+    cleaned training reports to be kept; max_words: where a reference is cut (full stops count); both default to R2Gen's
+    for the rule.
     `words` is the set of kept words and `<unk>` (760 on IU X-Ray). Raises InputError when there is no training report.
     Source: Chen et al. 2020 (R2Gen): `[0] + ids + [0]` cut to 60 (IU) or 100 (MIMIC), less the first.
     """
@@ -74,7 +75,10 @@ class R2GenReferences:
         self.rule = rule
         self.threshold = R2GEN_LIMITS[rule][0] if threshold is None else threshold
         self.max_words = R2GEN_LIMITS[rule][1] if max_words is None else max_words
-        counts = count_words(clean_report(report, rule) for report in training_reports)
+        if hasattr(training_reports, "counts"):  # a Corpus, whose words are counted already
+            counts = training_reports.counts()
+        else:
+            counts = count_words(clean_report(report, rule) for report in training_reports)
         if not counts:
             raise InputError("no training report: the words of protocol r2gen are counted in the training reports")
         self.words = frozenset([word for word, count in counts.items() if count >= self.threshold] + [UNKNOWN])

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 import torchvision
 
+from modules import processes
 from modules.artefact import git_state, sha256, write_json
 from modules.errors import InputError
 from modules.flags import all_flags
@@ -84,12 +86,13 @@ def open_tensorboard(folder: Path):
 class RunLog:
     """One row per event, to log.jsonl, to the console and, where it is installed, to TensorBoard (numbers by step or epoch).
 
-    A value that is no finite number is written as null.
+    A value that is no finite number is written as null. Of several processes the first one's log is kept.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.file = open(folder / "log.jsonl", "a", encoding="utf-8")
-        self.board, self.round = open_tensorboard(folder), ""
+        first = processes.rank() == 0
+        self.file = open(folder / "log.jsonl" if first else os.devnull, "a", encoding="utf-8")
+        self.board, self.round = open_tensorboard(folder) if first else None, ""
 
     def write(self, event: str, *, quiet: bool = False, **values) -> None:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

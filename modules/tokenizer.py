@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from modules.corpus import Corpus
 from modules.errors import InputError
 from modules.reports import clean_report
 
@@ -27,9 +28,12 @@ class Tokenizer:
             raise InputError(f"a word list needs {UNKNOWN} and every word once")
 
     @classmethod
-    def build(cls, reports: Iterable[str], *, cleaning: str, threshold: int, strip: Iterable[str] = (), **marks):
+    def build(cls, reports: "Iterable[str] | Corpus", *, cleaning: str, threshold: int, strip: Iterable[str] = (), **marks):
         """Count the words of the training reports, leave out `strip`, keep those seen `threshold` times or more."""
-        counts = Counter(word for report in reports for word in clean_report(report, cleaning).split())
+        if isinstance(reports, Corpus):
+            counts = reports.counts()
+        else:
+            counts = Counter(word for report in reports for word in clean_report(report, cleaning).split())
         for word in strip:
             counts.pop(word, None)
         kept = {word for word, count in counts.items() if count >= threshold}
@@ -58,11 +62,13 @@ class Tokenizer:
         """Hash of the word list and the marks: two tokenizers with one fingerprint number alike."""
         return hashlib.sha256(json.dumps(self.state_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
+    def number(self, word: str) -> int:
+        """The id of a cleaned word; a word outside the list gets that of <unk>."""
+        return self.ids.get(word, self.ids[UNKNOWN])
+
     def encode(self, report: str) -> list[int]:
         """Raw report -> [begin] + word ids + [end], not cut."""
-        unknown = self.ids[UNKNOWN]
-        words = clean_report(report, self.cleaning).split()
-        return [self.begin, *(self.ids.get(word, unknown) for word in words), self.end]
+        return [self.begin, *map(self.number, clean_report(report, self.cleaning).split()), self.end]
 
     def encode_padded(self, report: str, length: int) -> list[int]:
         """Raw report -> `length` ids, cut or padded (a cut report has no end mark, as released)."""

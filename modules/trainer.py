@@ -1,11 +1,16 @@
 """The training loop. It knows no system by name: a system gives losses, their weights and its parameter groups."""
 
+import contextlib
+import itertools
+import math
 import time
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
+from modules import processes
 from modules.checkpoint import load_checkpoint, random_states, restore_random_states, save_checkpoint
 from modules.errors import InputError
 from modules.optimizers import make_optimizer, make_scheduler
@@ -19,17 +24,30 @@ def monitor_parts(name: str) -> dict[str, float]:
     return SUMS.get(name, {name: 1.0})
 
 
+class Losses(nn.Module):
+    """A system seen as what training calls: batch -> {name: scalar}. Gradients are averaged at this door."""
+
+    def __init__(self, system: nn.Module) -> None:
+        super().__init__()
+        self.system = system
+
+    def forward(self, batch) -> dict[str, torch.Tensor]:
+        return self.system.losses(batch)
+
+
 class Trainer:
     """Trains `system`, validates each epoch, keeps `last.pt` and `best.pt` in `folder`.
 
-    validate: function (system) -> {metric key: value or None}. carried: what a checkpoint holds beside the training
-    state (flags, tokenizer, parts). Everything random is drawn from generators whose states are saved, so that a run
-    of 4 epochs equals 2 and a resumed 2, to the last bit on a CPU.
+    validate: function (system) -> {metric key: value or None}, called in every process. carried: what a checkpoint holds
+    beside the training state (flags, tokenizer, parts). Everything random is drawn from generators whose states are saved,
+    so that a run of 4 epochs equals 2 and a resumed 2, to the last bit on a CPU. A step's studies may be split over
+    processes (torchrun) and in time (--accumulate): its gradient stays that of the whole step.
     """
 
     def __init__(self, system, loader, validate, *, args, device, folder: Path, log, carried: dict) -> None:
         self.system, self.loader, self.validate = system.to(device), loader, validate
         self.args, self.device, self.folder, self.log, self.carried = args, device, folder, log, carried
+        self.losses = processes.replicate(Losses(self.system), device)
         self.precision = Precision(args.precision, device)
         self.optimizer = make_optimizer(system.parameter_groups(), args)
         self.scheduler = make_scheduler(self.optimizer, args)
@@ -37,6 +55,8 @@ class Trainer:
         self.epoch = self.step = 0  # finished so far
         self.best: float | None = None
         self.best_epoch = 0
+        if processes.rank() > 0:
+            torch.manual_seed(args.seed + processes.rank())  # every process draws its own dropout
 
     def fit(self) -> Path:
         """Train up to --epochs; returns the path of the best checkpoint."""
@@ -44,6 +64,7 @@ class Trainer:
             self.train_epoch()
             self.epoch += 1
             self.scheduler.step()
+            processes.same_buffers(self.system)
             won = self.note(self.validate(self.system))
             self.save("last.pt", training=True)
             if won:
@@ -51,6 +72,7 @@ class Trainer:
             if self.args.early_stop and self.epoch - self.best_epoch >= self.args.early_stop:
                 self.log.write("stop", epoch=self.epoch, reason=f"no better value in {self.args.early_stop} epochs")
                 break
+        processes.barrier()  # best.pt is whole before anyone reads it
         return self.folder / "best.pt"
 
     def train_epoch(self) -> None:
@@ -58,13 +80,13 @@ class Trainer:
         self.loader.dataset.epoch = self.epoch
         start = mark = time.perf_counter()
         waited, studies, sums = 0.0, 0, {}
-        bar = tqdm(
-            self.loader, desc=f"epoch {self.epoch + 1}/{self.args.epochs}", leave=False, mininterval=1, disable=None
-        )
-        for number, batch in enumerate(bar, 1):
+        steps = math.ceil(len(self.loader) / self.args.accumulate)
+        title = f"epoch {self.epoch + 1}/{self.args.epochs}"
+        bar = tqdm(self._steps(), total=steps, desc=title, leave=False, mininterval=1, disable=None)
+        for number, batches in enumerate(bar, 1):
             waited += time.perf_counter() - mark
-            losses = self.update(batch.to(self.device))
-            studies += len(batch)
+            losses = self.update([batch.to(self.device) for batch in batches])
+            studies += int(losses.pop("studies"))
             sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
             mark = time.perf_counter()
             facts = {"wait": waited / (mark - start), "studies_per_s": studies / (mark - start)}
@@ -75,28 +97,59 @@ class Trainer:
         rates = {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
         self.log.write("epoch", epoch=self.epoch + 1, step=self.step, **means, **rates, **facts)
 
-    def update(self, batch) -> dict[str, float]:
-        """One optimiser step; returns the losses, their weighted total and the gradient norm before clipping."""
-        with self.precision.region():
-            losses = self.system.losses(batch)
-        total = sum(self.system.loss_weights[name] * value for name, value in losses.items())
-        values = {**{name: value.item() for name, value in losses.items()}, "loss": total.item()}
-        if not torch.isfinite(total):
-            raise InputError(
-                f"the loss is not finite at epoch {self.epoch + 1}, step {self.step + 1}: {values}, on the studies "
-                f"{', '.join(batch.ids)}. Lower --lr_ed and --lr_ve, or train in float32; last.pt holds the last whole epoch"
-            )
+    def _steps(self):
+        """The loader's batches, --accumulate at a time."""
+        batches = iter(self.loader)
+        while step := list(itertools.islice(batches, self.args.accumulate)):
+            yield step
+
+    def update(self, batches: list) -> dict[str, float]:
+        """One optimiser step over this process's share of it, in one or more batches.
+
+        Returns the step's losses, their weighted total, the number of studies and the gradient norm before clipping.
+        """
+        counts = [self._counts(batch) for batch in batches]
+        totals = dict(zip(counts[0], self._sum([sum(row[name] for row in counts) for name in counts[0]])))
         self.optimizer.zero_grad(set_to_none=True)
-        self.precision.scaler.scale(total).backward()
+        names, parts = [], 0.0
+        for batch, row in zip(batches, counts):
+            apart = batch is not batches[-1]
+            with processes.unsynchronised(self.losses) if apart else contextlib.nullcontext():
+                with self.precision.region():
+                    losses = self.losses(batch)
+                names = list(losses)
+                shares = {n: row.get(n, row["studies"]) / totals.get(n, totals["studies"]) for n in names}
+                weighted = {n: self.system.loss_weights[n] * losses[n] * shares[n] for n in names}
+                # the gradients of the processes are averaged, their losses are to be summed
+                self.precision.scaler.scale(sum(weighted.values()) * processes.count()).backward()
+            shown = [losses[n].detach() * shares[n] for n in names] + [sum(weighted.values()).detach()]
+            parts = parts + torch.stack([value.float() for value in shown])
         self.precision.scaler.unscale_(self.optimizer)
         limit = self.args.clip_norm or float("inf")
-        values["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, limit).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
         if self.args.clip_value:
             torch.nn.utils.clip_grad_value_(self.parameters, self.args.clip_value)
+        *values, norm = torch.cat((processes.total(parts), norm[None])).tolist()
+        values = {**dict(zip([*names, "loss"], values)), "grad_norm": norm, "studies": totals["studies"]}
+        if not math.isfinite(values["loss"]):
+            studies = ", ".join(name for batch in batches for name in batch.ids)
+            raise InputError(
+                f"the loss is not finite at epoch {self.epoch + 1}, step {self.step + 1}: {values}, on the studies "
+                f"{studies}. Lower --lr_ed and --lr_ve, or train in float32; last.pt holds the last whole epoch"
+            )
         self.precision.scaler.step(self.optimizer)
         self.precision.scaler.update()
         self.step += 1
         return values
+
+    def _counts(self, batch) -> dict[str, float]:
+        """What each loss of a batch is a mean over: the studies, unless the system says otherwise."""
+        own = getattr(self.system, "loss_counts", lambda batch: {})
+        counts = {"studies": len(batch), **own(batch)}
+        return {name: 0 if batch.fill else float(value) for name, value in counts.items()}
+
+    def _sum(self, values: list[float]) -> list[float]:
+        return processes.total(torch.tensor(values, dtype=torch.float64)).tolist() if processes.count() > 1 else values
 
     def note(self, metrics: dict) -> bool:
         """Log the validation metrics; True when the monitored one is the best so far."""
@@ -111,7 +164,10 @@ class Trainer:
         return won
 
     def save(self, name: str, *, training: bool) -> None:
-        """Write a checkpoint; training=False leaves out what only going on needs."""
+        """Write a checkpoint; training=False leaves out what only going on needs. The first process writes."""
+        random = processes.gather({processes.rank(): random_states()}) if training else {}
+        if processes.rank() > 0:
+            return
         content = {
             **self.carried,
             "model": self.system.state_dict(),
@@ -125,7 +181,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": self.precision.scaler.state_dict(),
-                "random": random_states(),
+                "random": [random[rank] for rank in sorted(random)],
             }
         save_checkpoint(self.folder / name, content)
 
@@ -144,5 +200,6 @@ class Trainer:
         self.precision.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
-        restore_random_states(state["random"])
+        if processes.rank() < len(state["random"]):
+            restore_random_states(state["random"][processes.rank()])
         self.log.write("resume", epoch=self.epoch, step=self.step, checkpoint=str(path))

@@ -3,6 +3,7 @@
 import torch
 from tqdm import tqdm
 
+from modules import processes
 from modules.decoding import DecodingSettings, decode
 
 
@@ -10,9 +11,10 @@ from modules.decoding import DecodingSettings, decode
 def write_split(
     system, loader, tokenizer, settings: DecodingSettings, *, precision, device, progress=True, watch=None
 ) -> dict:
-    """{study id: {"prediction": text, further columns}} for every study of the loader; none is lost, whatever the batch.
+    """{study id: {"prediction": text, further columns}} for every study of the split; none is lost, whatever the batch.
 
-    watch: function (ids, memory, word ids of each report), called after each batch; for the results page.
+    With several processes each writes its share; every one returns the whole. watch: function (ids, memory, word ids of
+    each report), called after each batch; for the results page.
     """
     was_training = system.training
     system.eval()
@@ -28,4 +30,4 @@ def write_split(
         for row, name in enumerate(batch.ids):
             written[name] = {column: values[row] for column, values in columns.items()}
     system.train(was_training)
-    return written
+    return processes.gather(written)

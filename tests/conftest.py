@@ -42,7 +42,8 @@ def inputs(mini: Path) -> list[str]:
     """Flags that point a tiny run at the miniature data, with the label table as (oracle) diagnoses."""
     data = mini / "data"
     return ["--dataset_name", "miniature", "--data_dir", str(data), "--diagnosis_path", str(data / "labels.csv"),
-            "--oracle_labels", "--knowledge_path", str(mini / "base.pt"), *TINY_MODEL]  # fmt: skip
+            "--oracle_labels", "--knowledge_path", str(mini / "base.pt"), "--knowledge_dir", str(mini / "knowledge"),
+            *TINY_MODEL]  # fmt: skip
 
 
 def run(

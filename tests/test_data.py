@@ -112,11 +112,24 @@ def test_dicom(tmp_path):
 
 def test_views_are_augmented_as_named(tmp_path):
     one = open_picture(picture(tmp_path / "a.png", 60))
-    twice = Augmentation("aligned")([one, one], random.Random(1))
+    twice = Augmentation("aligned", 60)([one, one], random.Random(1))
     assert twice[0].tobytes() == twice[1].tobytes() != one.tobytes()
-    apart = Augmentation("released")([one, one], random.Random(2))
+    apart = Augmentation("released", 60)([one, one], random.Random(2))
     assert apart[0].tobytes() != apart[1].tobytes()
-    assert Augmentation("none")([one], random.Random(1))[0] is one
+    assert Augmentation("none", 60)([one], random.Random(1))[0] is one
+
+
+def test_crops_are_cut_from_the_resized_picture():
+    """Shorter side to 8/7 of the side, the long one as torchvision does it; each view cut on its own, mirrored on request."""
+    wide = Image.fromarray(np.tile(np.arange(512, dtype=np.uint8), (256, 1))[:, :400]).convert("RGB")
+    crop, flip = Augmentation("crop", 224, "bilinear"), Augmentation("crop_flip", 224, "bilinear")
+    resized = crop.resize(wide)
+    assert resized.size == (400, 256) and Augmentation("none", 224).resize(wide).size == (224, 224)
+    one, two = crop([resized, resized], random.Random(1))
+    assert one.size == (224, 224) and one.tobytes() != two.tobytes()
+    rising = [np.asarray(p)[0, 0, 0] < np.asarray(p)[0, 30, 0] for p in flip([resized] * 40, random.Random(3))]
+    kept = [np.asarray(p)[0, 0, 0] < np.asarray(p)[0, 30, 0] for p in crop([resized] * 40, random.Random(3))]
+    assert 8 < sum(rising) < sum(kept)
 
 
 def dataset(folder, **changes):
@@ -125,7 +138,8 @@ def dataset(folder, **changes):
         for path in study.pictures:
             picture(folder / path)
     settings = {"needs": {"images", "tokens"}, "image_size": 32, "max_views": 2, "augment": "released", "seed": 4}
-    return StudyDataset(studies, folder, tokens_of=lambda report: [1, 5, 2, 0], **{**settings, **changes})
+    tokens = np.array([[1, 5, 2, 0]] * len(studies), dtype=np.int32)
+    return StudyDataset(studies, folder, tokens=tokens, **{**settings, **changes})
 
 
 def test_a_study_looks_the_same_whoever_loads_it(tmp_path):

@@ -157,7 +157,7 @@ def test_four_training_steps(released, words, tmp_path):
         diagnosis=torch.tensor([[int(bit) for bit in key] for key in facts["diagnosis"]]),
     )
     for expected in facts["steps"]:
-        values = trainer.update(batch)
+        values = trainer.update([batch])
         assert values["ce"] == pytest.approx(expected["ce"], rel=1e-3)
         assert args.delta * values["gid"] == pytest.approx(expected["kd"], rel=1e-3)
         assert values["loss"] == pytest.approx(expected["loss"], rel=1e-3)

@@ -154,7 +154,7 @@ def test_training_steps(name, tmp_path):
     _, logp = log_probabilities(system, family.batch_of(name), torch.float64)
     assert np.abs(logp[:, ::6, ::8] - family.outputs(name)["train_logp_slice"]).max() <= 1e-4
     for step, row in enumerate(facts["steps_eval_mode"][:-1]):
-        values = losses_of(trainer.update(batch))
+        values = losses_of(trainer.update([batch]))
         tight = 1e-4 if step == 0 else 2e-3
         for loss in set(row) & {"ce", "img_con", "txt_con", "total"}:
             assert values[loss] == pytest.approx(row[loss], rel=tight), (step, loss)
@@ -173,7 +173,7 @@ def test_batch_norm_sees_each_view_alone(tmp_path):
     system, args = released("r2gencmn", tmp_path, "--dropout", "0", "--feature_dropout", "0", training=True)
     row = expected("r2gencmn")["steps_train_mode"][0]
     trainer = Trainer(system, [], None, args=args, device=torch.device("cpu"), folder=tmp_path, log=None, carried={})
-    values = trainer.update(family.batch_of("r2gencmn") if system.train() else None)
+    values = trainer.update([family.batch_of("r2gencmn")] if system.train() else [])
     assert values["ce"] == pytest.approx(row["ce"], rel=1e-4)
     assert values["grad_norm"] == pytest.approx(row["grad_norm"], rel=5e-3)
 

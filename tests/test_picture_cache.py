@@ -1,0 +1,100 @@
+"""The cache of decoded pictures: the same pixels, made once, made anew when it is stale or torn, whole or not there."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import picture_cache
+from data.picture_cache import PictureCache, open_cache
+from data.pictures import open_picture, square
+from modules.errors import InputError
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Grey and coloured pictures of different shapes, and one that is cut off."""
+    draw = np.random.default_rng(0)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(40):
+        shape = (30 + number, 50) if number % 2 else (30, 40 + number, 3)
+        Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{number}.png")
+    cut = folder / "7.png"
+    cut.write_bytes(cut.read_bytes()[:200])
+    return folder
+
+
+def made(pictures, count=40, side=20):
+    paths = [f"{number}.png" for number in range(count)]
+    return open_cache(pictures.parent / "cache", pictures, paths, lambda p: square(p, side), name=f"square{side}", progress=False)
+
+
+def test_same_pixels_and_the_broken_one_named(pictures):
+    cache = made(pictures)
+    assert list(cache.manifest["broken"]) == ["7.png"] and "7.png" in cache.manifest["broken"]["7.png"]
+    for number in set(range(40)) - {7}:
+        wanted = square(open_picture(pictures / f"{number}.png"), 20)
+        assert cache.get(f"{number}.png").tobytes() == wanted.tobytes()
+    assert cache.manifest["bytes"] == (20 * 3 + 19) * 400  # grey pictures take one channel
+
+
+def test_made_once(pictures, monkeypatch):
+    made(pictures)
+    monkeypatch.setattr(picture_cache, "build_cache", lambda *words, **more: pytest.fail("made twice"))
+    made(pictures)
+
+
+def test_stale_is_made_anew(pictures, capsys):
+    made(pictures)
+    shutil.copy(pictures / "0.png", pictures / "2.png")
+    cache = made(pictures)
+    assert "changed" in capsys.readouterr().out
+    assert cache.get("2.png").tobytes() == cache.get("0.png").tobytes()
+    assert len(made(pictures, count=30).table) == 29
+    assert made(pictures, side=10).get("0.png").size == (10, 10)
+
+
+TORN = [("pixels.bin", "cut"), ("pixels.bin", "bits"), ("table.npy", "cut"), ("manifest.json", "gone")]
+
+
+@pytest.mark.parametrize("file, change", TORN)
+def test_torn_is_made_anew(pictures, file, change, capsys):
+    good = made(pictures).get("39.png").tobytes()
+    path = pictures.parent / "cache" / file
+    content = path.read_bytes()
+    if change == "gone":
+        path.unlink()
+    else:
+        flipped = content[:100] + bytes([content[100] ^ 1]) + content[101:]
+        path.write_bytes(content[: len(content) // 2] if change == "cut" else flipped)
+    assert made(pictures).get("39.png").tobytes() == good
+    assert "making it anew" in capsys.readouterr().out
+
+
+def test_killed_while_building(pictures, monkeypatch):
+    """What a killed build leaves is not taken for a cache and does not stand in the way."""
+    monkeypatch.setattr(picture_cache.np, "save", lambda *words: os._exit(9))
+    child = os.fork()
+    if child == 0:
+        made(pictures)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not (pictures.parent / "cache").exists()
+    monkeypatch.undo()
+    assert len(made(pictures).table) == 39
+    assert not list(pictures.parent.glob("*.unfinished"))
+
+
+def test_full_disk(pictures, monkeypatch):
+    def full(*words):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(picture_cache.np, "save", full)
+    with pytest.raises(InputError, match="No space left.*--no-picture_cache"):
+        made(pictures)
+    assert sorted(path.name for path in pictures.parent.iterdir()) == ["cache.lock", "images"]
+    with pytest.raises(InputError):
+        PictureCache(pictures.parent / "cache")
