@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 # greedy decoding asks after so many words which reports have ended: on a GPU each question waits for the queue to empty
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
