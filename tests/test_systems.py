@@ -92,6 +92,10 @@ def test_every_system_keeps_the_contract(name, mini, tmp_path):
     written = write_reports(system, batch, settings)
     assert len(written) == len(batch) and all(isinstance(tokenizer.decode(ids), str) for ids in written)
     assert all(len(column) == len(batch) for column in system.remarks(batch).values())
+    with torch.no_grad():
+        looks = system.attention(system.encode(batch), torch.full((len(batch), 3), system.begin))
+    assert looks.shape[:3] == (len(batch), 3, args.max_views)
+    torch.testing.assert_close(looks.sum((2, 3, 4)), torch.ones(len(batch), 3))
     trainer.save("best.pt", training=False)
     content, module = load_checkpoint(tmp_path / "best.pt"), system_module(name)
     again = parse(["--oracle_labels"], "test", systems=NAMES, carried=content["flags"])
