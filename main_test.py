@@ -28,7 +28,7 @@ from modules.results_page.build import write_page
 from modules.results_page.evidence import Attention, write_evidence
 from modules.run_folder import describe_run
 from modules.scoring import score_all, write_scores
-from modules.scoring_commands import PUBLISHED, run_command, scoring_settings
+from modules.scoring_commands import ORACLE, PUBLISHED, run_command, scoring_settings
 from modules.tokenizer import Tokenizer
 from modules.writing import write_split
 
@@ -111,7 +111,7 @@ def main(argv=None) -> None:
     write_scores(folder, args.split, scores, facts)
     print(format_table(scores.metrics, PUBLISHED.get(args.dataset_name)))
     if facts["oracle_labels"]:
-        print("ORACLE: the diagnoses of the scored studies were made from their reports")
+        print(ORACLE)
     if any("knowledge_distance" in row for row in rows):
         print(
             f"knowledge: {facts['knowledge_fallbacks']} of {len(rows)} studies have a diagnosis without an entry of its own"

@@ -35,7 +35,9 @@ STATES = (
     "clear|normal in size|within normal limits|unremarkable|mildly enlarged|unchanged|tortuous|hyperexpanded|elevated|"
     "free of consolidation|partly obscured by atelectasis|blunted by a small pleural effusion|stable in appearance|calcified"
 ).split("|")
-FINDINGS = "effusion|pneumothorax|consolidation|edema|nodule|fracture|atelectasis|cardiomegaly|pneumonia|mass".split("|")
+FINDINGS = "effusion|pneumothorax|consolidation|edema|nodule|fracture|atelectasis|cardiomegaly|pneumonia|mass".split(
+    "|"
+)
 
 
 def sentence(draw: random.Random) -> str:
@@ -137,7 +139,9 @@ def statistics_of(rows: list[dict]) -> dict[str, Statistic]:
     references, told = ([row[name] for row in rows] for name in ("reference_clean", "prediction"))
     clinical = clinical_statistics("rules", label_by_rules(references), label_by_rules(told))
     chosen = ("ce/rules/14/micro/u1/f1", "ce/rules/14/macro/u1/f1", "ce/rules/14/example/u1/f1")
-    return text_statistics(references, told, ("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr")) | {k: clinical[k] for k in chosen}
+    return text_statistics(references, told, ("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr")) | {
+        k: clinical[k] for k in chosen
+    }
 
 
 def coverage(simulations: int, studies: int, pool: int = 5000) -> dict[str, dict]:
@@ -149,7 +153,9 @@ def coverage(simulations: int, studies: int, pool: int = 5000) -> dict[str, dict
     a, b = (statistics_of(made_rows(pool, 33, noise)) for noise in (0.5, 0.45))
     truth = {key: b[key].corpus() - a[key].corpus() for key in a}
     draw = np.random.default_rng(0)
-    found = {key: {"truth": truth[key], "covered": 0, "called different": 0, "equal ones called different": 0} for key in a}
+    found = {
+        key: {"truth": truth[key], "covered": 0, "called different": 0, "equal ones called different": 0} for key in a
+    }
     for _ in range(simulations):
         chosen = draw.integers(pool, size=studies)
         coin = draw.random(studies)[:, None] < 0.5
@@ -186,7 +192,9 @@ def main() -> None:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
     held = coverage(args.simulations, args.sample) if args.simulations else {}
     if held:
-        print(f"\n{args.simulations} simulated test sets of {args.sample} studies, 95% intervals of differences, 1,000 resamples")
+        print(
+            f"\n{args.simulations} simulated test sets of {args.sample} studies, 95% intervals of differences, 1,000 resamples"
+        )
         print(f"{'metric':30s} {'truth':>8s} {'covered':>8s} {'found':>8s} {'false':>8s}")
     for key, row in held.items():
         print(f"{key:30s} " + " ".join(f"{value:8.3f}" for value in row.values()))

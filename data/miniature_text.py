@@ -2,7 +2,7 @@
 
 Rule of the labels: one drawn finding gives exactly one label, nothing is implied. A consolidation is never called an
 opacity, so `Lung Opacity` means a hazy opacity only; an ordinary rule-based labeler finds the same labels in the text.
-Devices never come alone, so `No Finding` is the same whether or not a labeler counts devices as findings.
+Devices are no finding in CheXpert's sense: a study with nothing but a device is also `No Finding`.
 """
 
 from dataclasses import dataclass
@@ -192,9 +192,10 @@ def _device(rng, pattern, side: str) -> Finding:
 
 
 def label_vector(findings: list[Finding]) -> dict[str, int]:
-    """0/1 for each of the 14 labels by name; No Finding is 1 when there is none at all."""
+    """0/1 for each of the 14 labels by name; No Finding is 1 when there is nothing but devices, as CheXpert has it."""
     names = {finding.label for finding in findings}
-    return {label: int(label in names or (label == NO_FINDING and not names)) for label in CHEXPERT_14}
+    healthy = not names - {"Support Devices"}
+    return {label: int(label in names or (label == NO_FINDING and healthy)) for label in CHEXPERT_14}
 
 
 # The wordings of each statement, the first the commonest: variety that a few hundred reports can teach.

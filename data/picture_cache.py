@@ -30,7 +30,7 @@ WORKERS = 8
 
 
 class PictureCache:
-    """Pictures by their path below the image folder: `cache.get("a/0.png")` is the decoded, resized RGB picture."""
+    """Pictures by their path below the image folder: `cache.get("a/0.png")` is the decoded, resized picture."""
 
     def __init__(self, folder: str | Path) -> None:
         """Open a whole cache; see open_cache. Raises InputError when its parts do not fit together."""
@@ -55,8 +55,11 @@ class PictureCache:
         return pixels.reshape((height, width, channels) if channels > 1 else (height, width))
 
     def get(self, path: str) -> Image.Image:
-        """The RGB picture of a path; KeyError for one that the cache was not made of or could not read."""
-        return Image.fromarray(np.ascontiguousarray(self._record(self.place[path]))).convert("RGB")
+        """The picture of a path, grey (mode L) where its channels are equal, else RGB.
+
+        KeyError for one that the cache was not made of or could not read.
+        """
+        return Image.fromarray(np.ascontiguousarray(self._record(self.place[path])))
 
 
 def open_cache(folder, image_dir, paths: list[str], resize: Callable, *, name: str, progress: bool = True) -> PictureCache:

@@ -87,8 +87,15 @@ def square(picture: Image.Image, side: int, resize_filter: str = "bicubic") -> I
 
 
 def to_tensor(picture: Image.Image) -> torch.Tensor:
-    """RGB picture -> float32 [3, H, W], ImageNet mean and standard deviation."""
-    return functional.normalize(functional.to_tensor(picture), MEAN, STD)
+    """Picture, grey or RGB -> float32 [3, H, W], ImageNet mean and standard deviation. torchvision's values, bit for bit."""
+    pixels = np.asarray(picture).astype(np.float32)
+    pixels /= np.float32(255)
+    made = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
+    for channel in range(3):
+        values = pixels if pixels.ndim == 2 else pixels[..., channel]
+        np.subtract(values, np.float32(MEAN[channel]), out=made[channel])
+        made[channel] /= np.float32(STD[channel])
+    return torch.from_numpy(made)
 
 
 def diagnosis_tensor(picture: Image.Image, side: int = 224) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """From flags to datasets: studies, masks and label tables, checked before the first batch."""
 
+import gc
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -45,6 +46,17 @@ def open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts=Fa
     DiagnosisBot), "labels" (of their reports). texts: keep the training and validation reports too (scoring counts their
     words); training never asks for the texts of the test split. training: the pictures of "train" will be augmented.
     """
+    # a million new objects that stay: searching them for garbage takes longer than reading them, and frozen they are not
+    # touched, and so not copied, by the collector of a worker process either
+    gc.disable()
+    try:
+        return _open_data(args, inputs, problems, texts=texts, training=training)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts: bool, training: bool) -> RunData:
     splits = tuple(inputs)
     try:
         everything = read_annotation(args.ann_path)

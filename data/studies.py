@@ -51,22 +51,22 @@ def read_annotation(path: str | Path) -> dict[str, list[Study]]:
     studies: dict[str, list[Study]] = {}
     faults = Problems()
     for split in SPLITS:
-        rows = content.get(split, [])
         studies[split] = []
-        for number, row in enumerate(rows):
-            pictures = row.get("image_path") if isinstance(row, dict) else None
-            fine = (
-                isinstance(row, dict)
-                and "id" in row
-                and isinstance(row.get("report"), str)
-                and isinstance(pictures, list)
-                and all(isinstance(picture, str) for picture in pictures)
-            )
-            if faults.check(fine, f"{split} row {number}: needs id, report (text) and image_path (list of paths)"):
-                studies[split].append(Study(str(row["id"]), row["report"], tuple(pictures), split))
+        for number, row in enumerate(content.get(split, [])):
+            if _is_study(row):
+                studies[split].append(Study(str(row["id"]), row["report"], tuple(row["image_path"]), split))
+            else:
+                faults.add(f"{split} row {number}: needs id, report (text) and image_path (list of paths)")
     faults.texts[20:] = [f"... and {len(faults.texts) - 20} more rows"] if len(faults.texts) > 20 else []
     faults.stop_if_any(f"{path} has rows that are not studies")
     return studies
+
+
+def _is_study(row) -> bool:
+    if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("report"), str):
+        return False
+    pictures = row.get("image_path")
+    return isinstance(pictures, list) and all(isinstance(picture, str) for picture in pictures)
 
 
 def check_studies(

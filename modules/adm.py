@@ -21,7 +21,7 @@ SIDE = 300
 
 
 def apply_mask(picture: Image.Image, mask: np.ndarray, *, theta: float, gamma: float, beta: float = 1.0) -> Image.Image:
-    """The masked view of an RGB picture.
+    """The masked view of a picture, grey or RGB.
 
     mask: bool [h, w], resized to the picture (nearest) when it differs. If mean(mask) > theta the result is
     beta * x inside and gamma * x outside, each cut to whole 0..255 values; else x unchanged. beta is the paper's factor,
@@ -31,8 +31,10 @@ def apply_mask(picture: Image.Image, mask: np.ndarray, *, theta: float, gamma: f
         return picture
     if mask.shape != (picture.height, picture.width):
         mask = np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST))
-    scaled_pixels = np.asarray(picture) * np.where(mask, float(beta), float(gamma))[:, :, None]
-    return Image.fromarray(np.clip(scaled_pixels, 0, 255).astype(np.uint8))
+    pixels = np.asarray(picture)
+    mask = mask if pixels.ndim == 2 else mask[:, :, None]
+    inside, outside = (np.clip(np.arange(256) * float(factor), 0, 255).astype(np.uint8) for factor in (beta, gamma))
+    return Image.fromarray(np.where(mask, inside.take(pixels), outside.take(pixels)))
 
 
 def scaled(maps: torch.Tensor) -> torch.Tensor:

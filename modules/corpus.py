@@ -15,6 +15,7 @@ from modules.artefact import write_atomic
 from modules.reports import clean_report
 
 VERSION = 1
+CHUNK = 10_000
 
 
 class Corpus:
@@ -22,6 +23,7 @@ class Corpus:
 
     def __init__(self, words: Sequence[str], flat: np.ndarray, starts: np.ndarray, *, rule: str) -> None:
         self.words, self.flat, self.starts, self.rule = list(words), flat, starts, rule
+        self._counts: Counter[str] | None = None
 
     @classmethod
     def of(cls, reports: Iterable[str], rule: str) -> "Corpus":
@@ -38,7 +40,9 @@ class Corpus:
 
     def counts(self) -> Counter[str]:
         """How often each word occurs."""
-        return Counter(dict(zip(self.words, np.bincount(self.flat, minlength=len(self.words)).tolist())))
+        if self._counts is None:
+            self._counts = Counter(dict(zip(self.words, np.bincount(self.flat, minlength=len(self.words)).tolist())))
+        return self._counts.copy()
 
     def take(self, places: Sequence[int]) -> "Corpus":
         """The reports at `places`, in that order."""
@@ -54,11 +58,15 @@ class Corpus:
         ids = np.array([tokenizer.number(word) for word in self.words] or [0], dtype=np.int32)
         made = np.full((len(self), length), tokenizer.padding, dtype=np.int32)
         made[:, 0] = tokenizer.begin
-        for row in range(len(self)):
-            said = ids[self.flat[self.starts[row] : self.starts[row + 1]]][: length - 1]
-            made[row, 1 : 1 + len(said)] = said
-            if len(said) + 1 < length:
-                made[row, 1 + len(said)] = tokenizer.end
+        for first in range(0, len(self), CHUNK):  # few reports at a time: the index arrays stay small
+            starts = self.starts[first : first + CHUNK + 1]
+            counts = np.diff(starts)
+            rows = np.repeat(np.arange(first, first + len(counts)), counts)
+            places = np.arange(starts[0], starts[-1]) - np.repeat(starts[:-1], counts) + 1
+            fits = places < length
+            made[rows[fits], places[fits]] = ids[self.flat[starts[0] : starts[-1]][fits]]
+            ended = np.flatnonzero(counts + 1 < length)
+            made[first + ended, counts[ended] + 1] = tokenizer.end
         return made
 
     def save(self, path: str | Path) -> None:

@@ -140,11 +140,10 @@ class _Process(_meteor.Meteor):
         """Java's value of the corpus and of each pair, and the counts [B, 23] behind them; texts of meteor_text."""
         if len(self.known) > _REMEMBERED:
             self.known.clear()
-        lines = []
-        for pair in zip(references, hypotheses):
-            if pair not in self.known:
-                self.known[pair] = self._stat(pair[1], [pair[0]])
-            lines.append(self.known[pair])
+        pairs = list(zip(references, hypotheses))
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self.known]
+        self.known.update(zip(new, self.counts_of(new)))
+        lines = [self.known[pair] for pair in pairs]
         counts = np.array([[float(number) for number in line.split()] for line in lines])
         if counts.shape != (len(lines), _COUNTS):
             raise ValueError(f"{lines[0]!r:.80} are no {_COUNTS} counts")
@@ -154,6 +153,29 @@ class _Process(_meteor.Meteor):
         self.meteor_p.stdin.flush()
         *studies, corpus = [float(self.meteor_p.stdout.readline()) for _ in range(len(lines) + 1)]
         return corpus, studies, counts
+
+    def counts_of(self, pairs: list[tuple[str, str]]) -> list[str]:
+        """Java's line of counts for each (reference, hypothesis).
+
+        All are written by a thread while the answers are read: one by one, each answer would wait for Python's other work.
+        """
+        lines = "".join(f"SCORE ||| {gold} ||| {told.replace('  ', ' ')}\n" for gold, told in pairs).encode()
+        broken = []
+
+        def write() -> None:
+            try:
+                self.meteor_p.stdin.write(lines)
+                self.meteor_p.stdin.flush()
+            except (OSError, ValueError) as error:  # Java has ended, or was closed by another thread
+                broken.append(error)
+
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        answers = [self.meteor_p.stdout.readline().decode().strip() for _ in pairs]
+        writer.join()
+        if broken:
+            raise OSError(str(broken[0]))
+        return answers
 
     def complaint(self) -> str:
         """What Java said on its error stream, its first telling line."""

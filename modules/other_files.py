@@ -3,7 +3,8 @@
 - ours: CSV with the columns of modules/reports.py; needs no --reference
 - CSV with ids: a column of ID_COLUMNS and one of TEXT_COLUMNS, such as `report,dicom_id`
 - CSV without ids: R2GenCMN's `res.csv`, no header, one report a line, with `gts.csv` beside it; or two columns, a text and a
-  ground truth (GOLD_COLUMNS). The ground truth must be that of the split's studies, in order: it says which study is which
+  ground truth (GOLD_COLUMNS; in this order when there is no header). The ground truth must be that of the split's studies, in
+  order: it says which study is which
 - JSON: ReXrank's {study id: {"model_prediction": text, ...}}; {study id: text}; or [{"study_id": ..., "report": ...}, ...]
 
 Wherever ids stand they must be those of the split, each once; the references come from --reference alone.

@@ -7,7 +7,15 @@ from pathlib import Path
 from modules.artefact import ROOT, sha256, write_atomic, write_json
 from modules.errors import InputError
 from modules.meteor import Meteor
-from modules.metrics import METRICS, best_constant_report, check_ids, checked_rows, format_table, markdown
+from modules.metrics import (
+    METRICS,
+    REFERENCE_COLUMNS,
+    best_constant_report,
+    check_ids,
+    checked_rows,
+    format_table,
+    markdown,
+)
 from modules.optional_metrics import check_extra
 from modules.other_files import Split, read_any, write_rexrank
 from modules.precision import choose_device
@@ -19,6 +27,8 @@ from modules.scoring import make_labelers, measure_all, score_all, write_scores
 from modules.tables import read_run, render, table_rows
 
 PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text(encoding="utf-8"))
+
+ORACLE = "ORACLE: the diagnoses of the scored studies were made from their reports"
 
 
 def run_command(args) -> bool:
@@ -69,6 +79,9 @@ def score_file(args) -> None:
     rows = read_any(path, split)
     ours = path.name == f"predictions_{args.split}.csv"
     folder = Path(args.save_dir) if "save_dir" in args.typed else path.parent if ours else Path(f"results/{path.stem}")
+    again = ours and folder.resolve() == path.parent.resolve()
+    if not again and (folder / "run.json").is_file():
+        raise InputError(f"--save_dir: {folder} holds a run of its own; choose another folder for the scores of {path}")
     scores = score_all(rows, resamples=args.bootstrap, **settings)
     if split is None:
         scores.metrics["notes"]["ids"] = "not checked against a split: give --reference annotation.json"
@@ -76,14 +89,15 @@ def score_file(args) -> None:
     facts = {"name": folder.name, "split": args.split, "scored": {"path": str(path), "sha256": sha256(path)}}
     facts |= {"data_set": args.dataset_name if split is not None else None}
     facts["scoring"] = describe_run(args, choose_device(args.device))
-    if ours and record.is_file():  # a run of ours that is scored again stays the run that it was
-        facts = {k: v for k, v in json.loads(record.read_text(encoding="utf-8")).items() if k != "metrics"} | {
-            "scored_again": facts
-        }
-    if folder.resolve() != path.parent.resolve() or not ours:
+    if again:  # a run of ours that is scored again stays the run that it was
+        first = read_facts(path, args.split)
+        facts = {**first, "scored_again": facts} if first else facts
+    else:
         write_predictions(folder / f"predictions_{args.split}.csv", rows)
     write_scores(folder, args.split, scores, facts)
     print(format_table(scores.metrics, PUBLISHED.get(args.dataset_name) if split is not None else None))
+    if facts.get("oracle_labels"):
+        print(ORACLE)
     print(f"written: {record}, scores_{args.split}.csv and labels_{args.split}.csv")
     if args.page:
         print(f"results page: {write_page(folder, args.split)}")
@@ -95,6 +109,14 @@ def score_file(args) -> None:
         )
 
 
+def read_facts(predictions: str | Path, split: str) -> dict:
+    """What metrics_<split>.json beside a predictions file says of its run; empty where there is none."""
+    record = Path(predictions).with_name(f"metrics_{split}.json")
+    if not record.is_file():
+        return {}
+    return {k: v for k, v in json.loads(record.read_text(encoding="utf-8")).items() if k != "metrics"}
+
+
 def compare_files(args) -> None:
     """Paired bootstrap of two files on the same studies."""
     if not args.bootstrap:
@@ -102,15 +124,20 @@ def compare_files(args) -> None:
     split, settings = read_split(args), scoring_settings(args)
     both = [checked_rows(read_any(path, split)) for path in args.compare]
     check_ids([row["id"] for row in both[1]], [row["id"] for row in both[0]])
-    other = [a["id"] for a, b in zip(*both) if a["reference"] != b["reference"]]
-    if other:
-        raise InputError(f"--compare: {len(other)} studies have other references in the two files, such as {other[:3]}")
+    for protocol in args.protocols:
+        column = REFERENCE_COLUMNS[protocol]
+        other = [a["id"] for a, b in zip(*both) if a[column] != b[column]]
+        if other:
+            raise InputError(f"--compare: {len(other)} studies have other {protocol} references, such as {other[:3]}")
     with Meteor() as meteor:
         a, b = (measure_all([drop_constant(row) for row in rows], meteor=meteor, **settings) for rows in both)
     found = paired_differences(
         *({key: one for key, one in side[0].items() if one is not None} for side in (a, b)), args.bootstrap
     )
     print(comparison_table(found, args.compare, args.protocols))
+    for path in args.compare:
+        if read_facts(path, args.split).get("oracle_labels"):
+            print(f"{path}: {ORACLE}")
     for name, reason in (a[2] | b[2]).items():
         print(f"{name}: {reason}")
     if args.out:

@@ -1,16 +1,19 @@
 """CheXbert's layout and BERT's words, on made files: what loads, what is refused, and that batches change nothing."""
 
+import json
 import random
 
 import numpy as np
 import pytest
 import torch
 
-from modules import chexbert
+import main_test
+from modules import chexbert, metrics
 from modules.chexbert import CLASSES, HEADS, CheXbert, CheXbertLabeler, WordPiece, load_chexbert
 from modules.clinical import STATES
 from modules.errors import InputError
 from modules.labels import CHEXPERT_14
+from modules.reports import R2GenReferences, write_predictions
 from modules.scoring import make_labelers
 
 TINY = {"words": 60, "positions": 512, "kinds": 2, "width": 128, "hidden": 96, "layers": 2}
@@ -167,3 +170,24 @@ def test_batches_do_not_change_a_label(files, monkeypatch, tmp_path):
         exact = labeler.model(tokens[:1, :4], torch.tensor([4]))
     assert all(torch.allclose(a[:1], b, atol=1e-5) for a, b in zip(padded, exact))
     assert labeler([]).shape == (0, 14)
+
+
+def test_a_users_file_is_scored_beside_the_rules(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(metrics, "METRICS", ("BLEU_1", "BLEU_4"))
+    references = R2GenReferences(["The heart is normal."], "iu_xray", threshold=1)
+    rows = [references.row(f"s{n}", "No effusion.", "the hearts .", constant="no effusion .") for n in range(3)]
+    path = write_predictions(tmp_path / "predictions_test.csv", rows)
+    main_test.main(
+        ["--score", str(path), "--protocols", "clean", "--chexbert_path", str(files[0]), "--bootstrap", "20"]
+    )
+    found = json.loads((tmp_path / "metrics_test.json").read_text())
+    for key in ("ce/chexbert/14/micro/u1/f1", "constant/ce/chexbert/5/macro/u0/recall", "ce/rules-2/14/example/u0/f1"):
+        assert 0 <= found["metrics"][key] <= 1, key
+    assert set(found["metrics"]["by_label"]) == {"rules-2", "chexbert"}
+    assert len(found["scoring"]["inputs"]["chexbert_path"]["sha256"]) == 64
+    assert "chexbert u1" in capsys.readouterr().out
+    lines = (tmp_path / "labels_test.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 2 * 3 and sum(",chexbert," in line for line in lines) == 6
+    with pytest.raises(SystemExit):
+        main_test.main(["--score", str(path), "--chexbert_path", str(tmp_path / "none.pth")])
+    assert "no file" in capsys.readouterr().err

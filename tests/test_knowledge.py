@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from data.studies import read_annotation
 from knowledge.build_base import build, groups_of, show
 from modules.errors import InputError
 from modules.knowledge import KnowledgeBase, embed, load_knowledge
-from modules.labels import CHEXPERT_14
+from modules.labeler import label_report, positive_labels
+from modules.labels import CHEXPERT_14, read_label_table
 from modules.safe_pickle import load_pickle
 
 TWO = ("A", "B")
@@ -125,3 +127,16 @@ def test_plain_data_is_read(tmp_path, protocol):
     assert (
         torch.equal(found[(0, 1)], content[(0, 1)]) and (found[(1, 0)] == 1).all() and found[(1, 1)] == content[(1, 1)]
     )
+
+
+def test_the_expert_of_a_label_vector_has_exactly_that_vector(mini):
+    """On the miniature set, where the truth is known: by the truth's labels and by what the labeler reads in its report."""
+    base = load_knowledge(mini / "base.pt", labels=CHEXPERT_14, length=48, width=32)
+    truth = read_label_table(mini / "data" / "labels.csv")
+    studies = {study.id: study for study in read_annotation(mini / "data" / "annotation.json")["train"]}
+    assert len(base.keys) == len({tuple(truth[name]) for name in studies}) > 3
+    for key in base.keys:
+        expert = base.expert(key)
+        assert expert["distance"] == 0 and truth[expert["id"]] == key.tolist()
+        assert expert["report"] == studies[expert["id"]].report
+        assert positive_labels(label_report(expert["report"])) == key.tolist()

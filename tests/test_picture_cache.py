@@ -1,15 +1,19 @@
 """The cache of decoded pictures: the same pixels, made once, made anew when it is stale or torn, whole or not there."""
 
 import os
+import random
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.transforms import functional
 
 from data import picture_cache
 from data.picture_cache import PictureCache, open_cache
-from data.pictures import open_picture, square
+from data.pictures import MEAN, STD, Augmentation, open_picture, square, to_tensor
+from modules.adm import apply_mask
 from modules.errors import InputError
 
 
@@ -37,7 +41,7 @@ def test_same_pixels_and_the_broken_one_named(pictures):
     assert list(cache.manifest["broken"]) == ["7.png"] and "7.png" in cache.manifest["broken"]["7.png"]
     for number in set(range(40)) - {7}:
         wanted = square(open_picture(pictures / f"{number}.png"), 20)
-        assert cache.get(f"{number}.png").tobytes() == wanted.tobytes()
+        assert cache.get(f"{number}.png").convert("RGB").tobytes() == wanted.tobytes()
     assert cache.manifest["bytes"] == (20 * 3 + 19) * 400  # grey pictures take one channel
 
 
@@ -98,3 +102,19 @@ def test_full_disk(pictures, monkeypatch):
     assert sorted(path.name for path in pictures.parent.iterdir()) == ["cache.lock", "images"]
     with pytest.raises(InputError):
         PictureCache(pictures.parent / "cache")
+
+
+@pytest.mark.parametrize("kind", Augmentation.KINDS)
+def test_grey_pictures_become_what_rgb_ones_would(kind):
+    """Kept in one channel, a grey picture gives the same numbers after masking, augmentation and normalisation, bit for bit."""
+    grey = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8))
+    mask = np.kron(np.eye(4), np.ones((16, 16))).astype(bool) | (np.arange(64) > 30)
+    found = []
+    for picture in (grey, grey.convert("RGB")):
+        change = Augmentation(kind, 56)
+        views = [change.resize(picture), apply_mask(change.resize(picture), mask, theta=0.1, gamma=0.4, beta=1.3)]
+        found.append([to_tensor(view) for draw in range(5) for view in change(views, random.Random(draw))])
+    for ours, wanted in zip(*found):
+        assert torch.equal(ours, wanted)
+    reference = functional.normalize(functional.to_tensor(grey.convert("RGB")), MEAN, STD)
+    assert torch.equal(to_tensor(grey), reference)

@@ -61,12 +61,11 @@ const shown = (value, digits = 3) =>
       ? String(value)
       : value.toFixed(digits);
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
-const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : noun.endsWith("y") ? "" : "s"}`;
 const studiesOf = (count) => `${count.toLocaleString("en")} ${count === 1 ? "study" : "studies"}`;
-const digits = new Map(); // a score that is a whole number in every study is written as one
+const decimals = new Map(); // a score that is a whole number in every study is written as one
 function scoreText(study, k) {
-  if (!digits.has(k)) digits.set(k, STUDIES.every(({ scores }) => scores[k] === null || Number.isInteger(scores[k])) ? 0 : 3);
-  return study.scores[k] === null ? "n/a" : study.scores[k].toFixed(digits.get(k));
+  if (!decimals.has(k)) decimals.set(k, STUDIES.every(({ scores }) => scores[k] === null || Number.isInteger(scores[k])) ? 0 : 3);
+  return study.scores[k] === null ? "n/a" : study.scores[k].toFixed(decimals.get(k));
 }
 const metricName = (name) => name.replace(/BLEU_/g, "BLEU-").replace(/ROUGE_L/g, "ROUGE-L");
 

@@ -10,7 +10,7 @@ function show() {
     else link.removeAttribute("aria-current");
   }
   if (view === "studies") {
-    const wanted = id ? STUDIES.find((study) => study.id === decodeURIComponent(id)) : null;
+    const wanted = id ? STUDIES.find((study) => encodeURIComponent(study.id) === id) : null;
     if (wanted && wanted !== current) drawStudy(wanted);
     refill(true);
     $("list").focus({ preventScroll: true });

@@ -124,7 +124,12 @@ function report(study, side) {
   return el(
     "div",
     { class: "report", id: SIDES[side] },
-    el("h3", {}, side ? "Prediction" : "Reference", el("span", { text: plural(words.length, "word") })),
+    el(
+      "h3",
+      {},
+      side ? "Prediction" : "Reference",
+      el("span", { text: `${words.length.toLocaleString("en")} ${words.length === 1 ? "word" : "words"}` }),
+    ),
     body,
   );
 }
