@@ -249,11 +249,11 @@ _MIMIC = {
     "reference_words": 99, "reference_threshold": 10, "epochs": 30, "picture_check": "quick", "num_workers": 8,
     "picture_cache": False,
 }  # fmt: skip
-_MINIATURE = {  # pictures whose reports say left and right are not mirrored
+_MINIATURE = {  # reports that say left and right: no mirrors; one sentence for all has the best BLEU-4: chosen by CIDEr
     "visual_extractor": "efficientnet_lite0", "image_size": 128, "augment": "crop", "d_model": 128, "d_ff": 256,
     "num_heads": 4, "num_layers": 2, "feature_dropout": 0.1, "max_seq_length": 64, "max_gen_length": 64, "batch_size": 8,
     "epochs": 8, "lr_ve": 3e-4, "lr_ed": 1e-3, "step_size": 6, "lr_gamma": 0.3, "clip_norm": 1.0, "clip_value": 0.0,
-    "extractor_freeze": "stem",
+    "extractor_freeze": "stem", "monitor_metric": "r2gen/CIDEr",
 }  # fmt: skip
 _CUSTOM = {"augment": "crop"}
 _NOAM = {"adam_beta2": 0.98, "adam_eps": 1e-9}
