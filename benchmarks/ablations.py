@@ -50,8 +50,6 @@ def train_and_test(name: str, seed: int, out: Path, data: list[str], extra: list
         if teacher:
             words += ["--teacher", str(out / f"{teacher}_{seed}" / "best.pt")]
         words += ["--resume"] if (folder / "last.pt").is_file() else []
-        if (folder / "run.json").is_file() and "--resume" not in words:
-            (folder / "run.json").unlink()  # killed before its first epoch was over
         run(words, folder / "train.log", threads)
         run(["main_test.py", "--load", str(folder / "best.pt"), "--protocols", "r2gen"], folder / "test.log", threads)
     return json.loads(metrics.read_text(encoding="utf-8"))["metrics"]

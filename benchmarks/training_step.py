@@ -1,6 +1,6 @@
 """What a training step costs, by part, and beside the published way of doing it.
 
-    python -m benchmarks.training_step --batch_size 8 [--precision bf16] [--compile] [--out results/training_step.json]
+    python -m benchmarks.training_step --batch_size 8 [--precision bf16] [--out results/training_step.json]
 
 Published size (ResNet-101 at 300 pixels, 6 + 6 layers, 127 words), random weights and pictures, student and teacher on
 different views. "naive" is benchmarks/published_size.py: teacher in the graph, DiagnosisBot in every pass, float32.
@@ -23,11 +23,10 @@ def measure(args) -> list[tuple[str, float, str]]:
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
     naive_teacher = system(1).to(device).train()
     naive = Naive(student, naive_teacher, device)
-    losses = torch.compile(student.losses) if args.compile else student.losses
 
     def ours():
         with precision.region():
-            found = losses(batch)
+            found = student.losses(batch)
         optimizer.zero_grad(set_to_none=True)
         (found["ce"] + 0.01 * found["gid"]).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 0.1)
@@ -70,7 +69,6 @@ def measure(args) -> list[tuple[str, float, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the losses")
     add_shared(parser)
     args = parser.parse_args()
     rows = measure(args)

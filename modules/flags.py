@@ -110,7 +110,7 @@ FLAGS = (
     Flag("data", "resize_filter", str, "bicubic", "how pictures are resized", keep="default", choices=("bicubic", "bilinear")),
     Flag("data", "skip_broken", bool, False, "go on without studies whose picture or report is missing or broken; they are counted in the results"),
     Flag("data", "picture_check", str, "full", "before the first batch decode every picture (full) or read its header and end (quick)", choices=("full", "quick")),
-    Flag("data", "picture_cache", bool, True, "decode and resize each picture once, into <knowledge_dir>/pictures (image_size^2 bytes per grey picture; off for MIMIC-CXR, where that is 24 GB)"),
+    Flag("data", "picture_cache", bool, True, "decode and resize each picture once, into <knowledge_dir>/pictures (image_size^2 bytes per grey picture; off for MIMIC-CXR, where that is 25 GB)"),
     Flag("data", "vocab_path", str, None, "JSON word list to use instead of the one counted in the training reports"),
 
     Flag("knowledge", "diagnosis_path", str, None, "CSV of diagnoses by study id (columns: id and the 14 labels), instead of a DiagnosisBot", keep="path"),

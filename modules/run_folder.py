@@ -35,10 +35,15 @@ INPUT_FLAGS = (
 
 
 def open_run(args, *, resume: bool) -> Path:
-    """Create or reopen the folder of a training run. InputError when it holds another run already."""
+    """Create or reopen the folder of a training run. InputError when it holds another run already.
+
+    A run that ended before its first epoch did (refused weights, say) has left nothing to lose: the next one takes its place.
+    """
     folder = Path(args.save_dir)
-    if (folder / "run.json").is_file() and not resume:
-        raise InputError(f"{folder} already holds a run: continue it with --resume, or choose another --save_dir")
+    if not resume and (folder / "run.json").is_file():
+        if any(folder.glob("last.pt")) or any(folder.glob("round_*/last.pt")):
+            raise InputError(f"{folder} already holds a run: continue it with --resume, or choose another --save_dir")
+        (folder / "log.jsonl").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -152,3 +152,12 @@ def test_a_full_disk_loses_nothing(tmp_path):
 def test_a_loss_that_is_not_finite_names_the_studies(mini, tmp_path):
     done = train(mini, tmp_path / "run", "--no-gid", "--lr_ed", "1e30", "--clip_norm", "0", code=2)
     assert "the loss is not finite" in done.stderr and "MINI" in done.stderr
+
+
+def test_a_refused_start_leaves_the_folder_free(mini, trained, tmp_path):
+    """Weights that do not fit are found out late; the next attempt into the same folder is not refused for that."""
+    done = train(mini, tmp_path / "run", "--no-gid", "--load", trained / "best.pt", "--d_model", "64", "--no-iek", code=2)
+    assert "does not fit" in done.stderr and (tmp_path / "run" / "run.json").is_file()
+    train(mini, tmp_path / "run", "--no-gid", "--epochs", "1")
+    rows = [json.loads(line) for line in open(tmp_path / "run" / "log.jsonl")]
+    assert [row["event"] for row in rows].count("epoch") == 1
