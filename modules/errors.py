@@ -49,9 +49,7 @@ def entry(main):
 
             if not processes.lost_another(error):
                 raise
-            print("error: another process of this run has ended; last.pt holds the last whole epoch: go on with --resume",
-                  file=sys.stderr, flush=True)  # fmt: skip
-            os._exit(3)  # the group cannot be left in order any more
+            processes.ended()
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)

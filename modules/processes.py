@@ -6,6 +6,7 @@ done by the first process; the others wait or are told. A control group over glo
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -25,6 +26,8 @@ def start(device: torch.device) -> torch.device:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    own = os.getpid()
+    signal.signal(signal.SIGTERM, lambda *_: ended() if os.getpid() == own else os._exit(143))
     if rank() > 0:
         os.environ["TQDM_DISABLE"] = "1"
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
@@ -104,6 +107,13 @@ def same_buffers(module: torch.nn.Module) -> None:
     if count() > 1:
         for buffer in module.buffers():
             distributed.broadcast(buffer, src=0)
+
+
+def ended() -> None:
+    """Say that this run cannot go on since another process has died, or torchrun was told to stop it; and leave."""
+    print("error: another process of this run has ended, or the run was stopped; last.pt holds the last whole epoch: go on "
+          "with --resume", file=sys.stderr, flush=True)  # fmt: skip
+    os._exit(3)  # the group cannot be left in order any more
 
 
 def lost_another(error: RuntimeError) -> bool:

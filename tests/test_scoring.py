@@ -560,7 +560,8 @@ def test_score_compare_and_table_from_the_command_line(no_java, annotation, spli
         words = ["--score", tmp_path / f"{name}.csv", "--reference", annotation, "--save_dir", tmp_path / name, *few]
         said = command(capsys, *words, "--export", "rexrank")
         assert "constant report *" in said and "8 studies, prepared as iu_xray" in said
-        files = {"predictions_test.csv", "metrics_test.json", "scores_test.csv", "labels_test.csv", "rexrank_test.json"}
+        files = {f"{what}_test.csv" for what in ("predictions", "scores", "labels")}
+        files |= {"metrics_test.json", "rexrank_test.json", "index.html"}
         assert {path.name for path in (tmp_path / name).iterdir()} == files
     before = json.loads((tmp_path / "one" / "metrics_test.json").read_text())
     said = command(capsys, "--score", tmp_path / "one" / "predictions_test.csv", *few)
