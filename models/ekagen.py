@@ -18,7 +18,7 @@ from modules.errors import InputError, Problems
 from modules.knowledge import KnowledgeBase, load_knowledge
 from modules.labels import CHEXPERT_14
 from modules.tokenizer import Tokenizer
-from modules.transformer import DecoderLayer, EncoderLayer, causal_mask, sine_positions, watched
+from modules.transformer import DecoderLayer, EncoderLayer, Linear, causal_mask, sine_positions, watched
 from modules.visual_extractor import VisualExtractor, load_backbone, weights_problem
 
 STRIPPED_WORDS = json.loads((Path(__file__).parent / "ekagen_stripped_words.json").read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ class EKAGen(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(width, heads, inner, dropout) for _ in range(layers))
         self.decoder_norm = nn.LayerNorm(width)
         self.aligners = None if knowledge is None else nn.ModuleList(Aligner(width) for _ in range(layers))
-        self.head = nn.ModuleList((nn.Linear(width, 512), nn.Linear(512, 512), nn.Linear(512, vocab_size)))
+        self.head = nn.ModuleList((Linear(width, 512), Linear(512, 512), Linear(512, vocab_size)))
         self.knowledge = knowledge
         self.student_view, self.teacher_view, self.eval_view = student_view, teacher_view, eval_view
         self.temperature = temperature
