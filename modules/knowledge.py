@@ -120,8 +120,10 @@ class KnowledgeBase(nn.Module):
         return cls(state.pop("keys"), **state)
 
 
-def load_knowledge(path: str | Path, *, labels: tuple[str, ...], length: int, width: int) -> KnowledgeBase:
-    """Read our base or the authors' knowledge_prompt_*.pkl and check it against the run.
+def load_knowledge(
+    path: str | Path, *, labels: tuple[str, ...], length: int | None = None, width: int | None = None
+) -> KnowledgeBase:
+    """Read our base or the authors' knowledge_prompt_*.pkl and check it against the run; None = of any length and width.
 
     Raises InputError: label order, split, shape; a base built on other than training reports is refused.
     """
@@ -139,6 +141,7 @@ def load_knowledge(path: str | Path, *, labels: tuple[str, ...], length: int, wi
     else:
         base = _released_base(content, path)
     entries, positions, found = base.shape
+    length, width = length or positions, width or found
     if base.keys.shape[1] != len(labels) or (positions, found) != (length, width):
         raise InputError(
             f"{path}: {entries} entries of {positions} positions x width {found} for {base.keys.shape[1]} labels; this run "

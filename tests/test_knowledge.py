@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from data.studies import read_annotation
+from knowledge import check_base
 from knowledge.build_base import build, groups_of, show
 from modules.errors import InputError
 from modules.knowledge import KnowledgeBase, embed, load_knowledge
@@ -140,3 +141,19 @@ def test_the_expert_of_a_label_vector_has_exactly_that_vector(mini):
         assert expert["distance"] == 0 and truth[expert["id"]] == key.tolist()
         assert expert["report"] == studies[expert["id"]].report
         assert positive_labels(label_report(expert["report"])) == key.tolist()
+
+
+def test_who_has_no_entry_is_said(mini, capsys):
+    """check_base: every study of a split against the base; one diagnosis is made to miss."""
+    base = load_knowledge(mini / "base.pt", labels=CHEXPERT_14)
+    table = read_label_table(mini / "data" / "labels.csv")
+    words = ["--dataset_name", "miniature", "--data_dir", mini / "data", "--base", mini / "base.pt"]
+    words += ["--diagnosis_path", mini / "data" / "labels.csv", "--split", "train"]
+    check_base.main([str(word) for word in words])
+    assert "(100.0%)  an entry of its own" in capsys.readouterr().out
+    key = base.keys[0].tolist()
+    name = CHEXPERT_14.index("Pleural Other")
+    odd = [bit if number != name else 1 - bit for number, bit in enumerate(key)]
+    said = check_base.text(base, {"a": key, "b": odd} | dict(list(table.items())[:2]))
+    assert "1 ( 25.0%)  the nearest entry differs in 1 label(s)" in said
+    assert f"1 x {check_base.names(odd)}  ->  {check_base.names(key)}" in said
