@@ -147,67 +147,94 @@ def _lower_repeats(logits: torch.Tensor, written: list[list[int]], seen: list[di
                 logits[row, word] -= 2 * math.log(2)
 
 
+class _Beams:
+    """Where a beam search stands: the living studies with `beam_size` beams each, and every study's best ended report."""
+
+    def __init__(self, system, memory: dict, settings: DecodingSettings) -> None:
+        first = next(iter(memory.values()))
+        count, beams, device = len(first), settings.beam_size, first.device
+        self.system, self.memory, self.settings, self.cache = system, memory, settings, None
+        self.best: list[tuple[float, list[int]]] = [(-math.inf, []) for _ in range(count)]
+        self.alive = list(range(count))
+        self.tokens = torch.full((count, beams), system.begin, device=device)
+        self.sums = torch.full((count, beams), -math.inf, device=device)
+        self.sums[:, 0] = 0.0  # all beams start equal: only one may be continued
+        self.written = torch.zeros(count, beams, 0, dtype=torch.long, device=device)
+
+    def next_words(self, at: int) -> torch.Tensor:
+        """Log-probabilities of the next word [B, K, W]; what may not come yet has -inf."""
+        logits, self.cache = self.system.step(self.tokens, self.memory, self.cache)
+        scores = logits.float().log_softmax(-1)
+        if self.system.padding != self.system.end:
+            scores[..., self.system.padding] = -math.inf
+        if at < self.settings.min_length:
+            scores[..., self.system.end] = -math.inf
+        return scores
+
+    def store(self, row: int, score: float, words: list[int]) -> None:
+        """An ended report of the study in `row`; the earlier of equals stays."""
+        if score > self.best[self.alive[row]][0]:
+            self.best[self.alive[row]] = (score, words)
+
+    def extend(self, source: torch.Tensor, words: torch.Tensor) -> None:
+        """Beam k goes on from beam source[:, k] with the word words[:, k]."""
+        history = self.written.gather(1, source[..., None].expand(-1, -1, self.written.shape[2]))
+        self.written, self.tokens = torch.cat([history, words[..., None]], -1), words
+
+    def keep(self, going: list[int], source: torch.Tensor) -> None:
+        """The rows `going` stay; the cache follows the beams they went on from."""
+        beams, device = source.shape[1], source.device
+        rows = torch.arange(len(self.alive), device=device)[:, None] * beams + source
+        if len(going) < len(self.alive):
+            stay = torch.tensor(going, device=device)
+            self.alive = [self.alive[row] for row in going]
+            self.tokens, self.sums, self.written = self.tokens[stay], self.sums[stay], self.written[stay]
+            self.memory, rows = select(self.memory, stay), rows[stay]
+        self.cache = {**self.cache, "rows": [row.index_select(0, rows.flatten()) for row in self.cache["rows"]]}
+
+    def reports(self) -> list[list[int]]:
+        return [words for _, words in self.best]
+
+
 def _beam_search(system, memory, settings) -> list[list[int]]:
     """Beam search with finished reports set aside; scores are sums of log-probabilities under --length_penalty.
 
     A study is over when its best finished report cannot be beaten by a living beam (for "none": log-probabilities only
     fall) or all its beams have ended.
     """
-    beams = settings.beam_size
-    device = next(iter(memory.values())).device
-    count = next(iter(memory.values())).shape[0]
-    best: list[tuple[float, list[int]]] = [(-math.inf, []) for _ in range(count)]
-    alive = list(range(count))
-    tokens = torch.full((count, beams), system.begin, device=device)
-    sums = torch.full((count, beams), -math.inf, device=device)
-    sums[:, 0] = 0.0  # all beams start equal: only one may be continued
-    written = torch.zeros(count, beams, 0, dtype=torch.long, device=device)
-    cache = None
+    beams, state = settings.beam_size, _Beams(system, memory, settings)
     for at in range(settings.max_length + 1):
-        logits, cache = system.step(tokens, memory, cache)
-        scores = logits.float().log_softmax(-1)
-        if system.padding != system.end:
-            scores[..., system.padding] = -math.inf
-        if at < settings.min_length:
-            scores[..., system.end] = -math.inf
+        scores = state.next_words(at)
         if at == settings.max_length:  # room is up: the report ends here
-            ending = sums + scores[..., system.end]
-            for row, study in enumerate(alive):
+            ending = state.sums + scores[..., system.end]
+            for row in range(len(state.alive)):
                 for beam in range(beams):
                     score = _penalised(ending[row, beam].item(), at, settings.length_penalty)
-                    if score > best[study][0]:
-                        best[study] = (score, written[row, beam].tolist())
+                    state.store(row, score, state.written[row, beam].tolist())
             break
         width = scores.shape[-1]
         # twice the beams: at most `beams` of the best can be end marks, so as many living ones remain
-        top, places = (sums[..., None] + scores).flatten(1).topk(2 * beams)
+        top, places = (state.sums[..., None] + scores).flatten(1).topk(2 * beams)
         source, words = places // width, places % width
         ends = words == system.end
         for row, beam in ends.nonzero().tolist():
-            score = _penalised(top[row, beam].item(), at, settings.length_penalty)
-            study = alive[row]
-            if beam < beams and score > best[study][0]:
-                best[study] = (score, written[row, source[row, beam]].tolist())
+            if beam < beams:
+                score = _penalised(top[row, beam].item(), at, settings.length_penalty)
+                state.store(row, score, state.written[row, source[row, beam]].tolist())
         kept = (top.masked_fill(ends, -math.inf)).topk(beams)
-        sums, source, words = kept.values, source.gather(1, kept.indices), words.gather(1, kept.indices)
-        written = torch.cat([written.gather(1, source[..., None].expand(-1, -1, at)), words[..., None]], -1)
-        tokens = words
-        rows = (torch.arange(len(alive), device=device)[:, None] * beams + source).flatten()
-        hope = sums[:, 0].tolist()
+        source = source.gather(1, kept.indices)
+        state.sums = kept.values
+        state.extend(source, words.gather(1, kept.indices))
+        hope = state.sums[:, 0].tolist()
         going = [
             row
-            for row, study in enumerate(alive)
-            if _reachable(hope[row], at + 1, settings) > best[study][0] and hope[row] > -math.inf
+            for row, study in enumerate(state.alive)
+            if _reachable(hope[row], at + 1, settings) > state.best[study][0] and hope[row] > -math.inf
         ]
         if not going:
             break
-        if len(going) < len(alive):
-            keep = torch.tensor(going, device=device)
-            alive = [alive[row] for row in going]
-            tokens, sums, written, memory = tokens[keep], sums[keep], written[keep], select(memory, keep)
-            rows = rows.view(-1, beams)[keep].flatten()
-        cache = {**cache, "rows": [row.index_select(0, rows) for row in cache["rows"]]}
-    return [words for _, words in best]
+        state.keep(going, source)
+    return state.reports()
 
 
 def _released_beam_search(system, memory, settings) -> list[list[int]]:
@@ -217,44 +244,23 @@ def _released_beam_search(system, memory, settings) -> list[list[int]]:
     published search always takes max_length steps; here a study leaves once no beam's sum exceeds that of its best stored
     report, since sums only fall.
     """
-    beams = settings.beam_size
-    device = next(iter(memory.values())).device
-    count = next(iter(memory.values())).shape[0]
-    best: list[tuple[float, list[int]]] = [(-math.inf, []) for _ in range(count)]
-    alive = list(range(count))
-    tokens = torch.full((count, beams), system.begin, device=device)
-    sums = torch.full((count, beams), -math.inf, device=device)
-    sums[:, 0] = 0.0  # all beams start equal: only one may be continued
-    written = torch.zeros(count, beams, 0, dtype=torch.long, device=device)
-    cache = None
+    state = _Beams(system, memory, settings)
     for at in range(settings.max_length):
-        logits, cache = system.step(tokens, memory, cache)
-        scores = logits.float().log_softmax(-1)
-        if system.padding != system.end:
-            scores[..., system.padding] = -math.inf
-        if at < settings.min_length:
-            scores[..., system.end] = -math.inf
-        sums, places = (sums[..., None] + scores).flatten(1).topk(beams)
-        source, tokens = places // scores.shape[-1], places % scores.shape[-1]
-        written = torch.cat([written.gather(1, source[..., None].expand(-1, -1, at)), tokens[..., None]], -1)
-        ended = (tokens == system.end) | (at + 1 == settings.max_length)
+        scores = state.next_words(at)
+        sums, places = (state.sums[..., None] + scores).flatten(1).topk(settings.beam_size)
+        source, words = places // scores.shape[-1], places % scores.shape[-1]
+        state.extend(source, words)
+        ended = (words == system.end) | (at + 1 == settings.max_length)
         totals = sums.tolist()
         for row, beam in ended.nonzero().tolist():
-            if totals[row][beam] > best[alive[row]][0]:
-                best[alive[row]] = (totals[row][beam], _cut(written[row, beam].tolist(), system))
-        sums = sums - 1000 * ended
-        hope = sums.max(1).values.tolist()
-        going = [row for row, study in enumerate(alive) if hope[row] > best[study][0]]
+            state.store(row, totals[row][beam], _cut(state.written[row, beam].tolist(), system))
+        state.sums = sums - 1000 * ended
+        hope = state.sums.max(1).values.tolist()
+        going = [row for row, study in enumerate(state.alive) if hope[row] > state.best[study][0]]
         if not going:
             break
-        rows = (torch.arange(len(alive), device=device)[:, None] * beams + source).flatten()
-        if len(going) < len(alive):
-            keep = torch.tensor(going, device=device)
-            alive = [alive[row] for row in going]
-            tokens, sums, written, memory = tokens[keep], sums[keep], written[keep], select(memory, keep)
-            rows = rows.view(-1, beams)[keep].flatten()
-        cache = {**cache, "rows": [row.index_select(0, rows) for row in cache["rows"]]}
-    return [words for _, words in best]
+        state.keep(going, source)
+    return state.reports()
 
 
 def _penalised(total: float, words: int, kind: str) -> float:
