@@ -109,7 +109,8 @@ class Trainer:
         Returns the step's losses, their weighted total, the number of studies and the gradient norm before clipping.
         """
         counts = [self._counts(batch) for batch in batches]
-        totals = dict(zip(counts[0], self._sum([sum(row[name] for row in counts) for name in counts[0]])))
+        own = torch.tensor([sum(row[name] for row in counts) for name in counts[0]], dtype=torch.float64)
+        totals = dict(zip(counts[0], processes.total(own).tolist()))
         self.optimizer.zero_grad(set_to_none=True)
         names, parts = [], 0.0
         for batch, row in zip(batches, counts):
@@ -147,9 +148,6 @@ class Trainer:
         own = getattr(self.system, "loss_counts", lambda batch: {})
         counts = {"studies": len(batch), **own(batch)}
         return {name: 0 if batch.fill else float(value) for name, value in counts.items()}
-
-    def _sum(self, values: list[float]) -> list[float]:
-        return processes.total(torch.tensor(values, dtype=torch.float64)).tolist() if processes.count() > 1 else values
 
     def note(self, metrics: dict) -> bool:
         """Log the validation metrics; True when the monitored one is the best so far."""
