@@ -18,7 +18,15 @@ from tqdm import tqdm
 from data.studies import read_annotation
 from models import SYSTEMS, system_module
 from models.ekagen import Embedding
-from modules.artefact import make_manifest, manifest_path, read_manifest, sha256, write_atomic, write_json
+from modules.artefact import (
+    built_already,
+    make_manifest,
+    manifest_path,
+    read_manifest,
+    sha256,
+    write_atomic,
+    write_json,
+)
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.errors import InputError, entry
 from modules.flags import Parser, parse
@@ -215,12 +223,8 @@ def main(argv=None) -> None:
         "key": args.knowledge_key, "uncertain": args.uncertain, "embedding": args.embedding or f"seed {args.seed}",
         "shape": [flags.max_seq_length, flags.d_model], "threshold": flags.threshold,
     }  # fmt: skip
-    old = read_manifest(out) if out.is_file() else None
-    if old and old.get("inputs") == inputs and not args.overwrite:
-        print(f"{out} is there and was built from these inputs: kept")
+    if not args.overwrite and built_already(out, inputs):
         return
-    if out.is_file() and not args.overwrite:
-        raise InputError(f"{out} was built from other inputs; pass --overwrite or another --out")
     base = make_base(args, flags)
     write_atomic(out, lambda temporary: torch.save(base.state(), temporary))
     sizes = dict(sorted(Counter(base.sizes.tolist()).items()))

@@ -23,9 +23,17 @@ from data.batches import StudyDataset, make_loader
 from data.prepare import open_data
 from data.studies import card_text
 from models import SYSTEMS
-from modules.artefact import make_manifest, manifest_path, read_manifest, sha256, write_atomic, write_json
+from modules.artefact import (
+    built_already,
+    make_manifest,
+    manifest_path,
+    read_manifest,
+    sha256,
+    write_atomic,
+    write_json,
+)
 from modules.chexbert import CheXbertLabeler
-from modules.errors import InputError, Problems, entry
+from modules.errors import Problems, entry
 from modules.flags import Parser, parse
 from modules.labels import CHEXPERT_14, NO_FINDING
 from modules.precision import choose_device
@@ -209,12 +217,8 @@ def main(argv=None) -> None:
     shape = [flags.num_prototypes, flags.d_txt_ebd, flags.image_size, flags.max_views, flags.resize_filter]
     inputs = {"version": VERSION, "sha256": digest, "network": [flags.visual_extractor, flags.extractor_weights],
               "shape": shape, "mirror": args.mirror, "seed": flags.seed}  # fmt: skip
-    old = read_manifest(out) if out.is_file() else None
-    if old and old.get("inputs") == inputs and not args.overwrite:
-        print(f"{out} is there and was built from these inputs: kept")
+    if not args.overwrite and built_already(out, inputs):
         return
-    if out.is_file() and not args.overwrite:
-        raise InputError(f"{out} was built from other inputs; pass --overwrite or another --out")
     rows, facts = build(args, flags)
     content = {"what": "prototypes", "labels": list(CHEXPERT_14), "prototypes": rows}
     write_atomic(out, lambda temporary: torch.save(content, temporary))

@@ -25,7 +25,16 @@ from data.pictures import MEAN, STD, open_picture, square
 from data.studies import SPLITS, Study, card_text, check_studies, data_card, read_annotation, without_broken
 from modules import flags
 from modules.adm import SIDE
-from modules.artefact import make_manifest, manifest_path, read_manifest, sha256, write_atomic, write_json
+from modules.artefact import (
+    ANOTHER_WAY,
+    differences,
+    make_manifest,
+    manifest_path,
+    read_manifest,
+    sha256,
+    write_atomic,
+    write_json,
+)
 from modules.diagnosisbot import DiagnosisBot, load_diagnosisbot
 from modules.errors import InputError, Problems
 from modules.labels import CHEXPERT_14, UNCERTAIN_VALUES, read_label_table
@@ -551,13 +560,6 @@ def _head(bot: DiagnosisBot) -> torch.nn.Linear:
     return bot.classifier.net.head if bot.backbone == "swin_t" else bot.classifier.net.fc
 
 
-def differences(theirs: dict, ours: dict) -> list[str]:
-    """What differs between two dicts of inputs, for people."""
-    names = sorted(set(theirs) | set(ours))
-    brief = lambda value: str(value) if len(str(value)) < 60 else f"{str(value)[:57]}..."  # noqa: E731
-    return [f"{n} {brief(theirs.get(n))}, now {brief(ours.get(n))}" for n in names if theirs.get(n) != ours.get(n)]
-
-
 @torch.no_grad()
 def predict(bot: DiagnosisBot, pictures: FirstPictures, *, device, precision, batch_size=32, num_workers=0) -> np.ndarray:
     """Logits float32 [N, K] of pictures that are not augmented. The bot is left in evaluation mode."""
@@ -610,10 +612,10 @@ def already_there(out: Path, inputs: dict) -> bool:
     if not manifest and partial_of(out).is_file():
         return False  # killed between the writing of the file and of its manifest: the training state finishes it
     if "inputs" not in manifest or manifest.get("sha256") != sha256(out):
-        raise InputError(f"--out {out} stands there already and is no file of this command; pass --overwrite or another --out")
+        raise InputError(f"--out {out} stands there already and is no file of this command; {ANOTHER_WAY}")
     changed = differences(manifest["inputs"], inputs)
     if changed:
-        raise InputError(f"--out {out} was trained from other inputs ({'; '.join(changed)}); pass --overwrite or another --out")
+        raise InputError(f"--out {out} was trained from other inputs ({'; '.join(changed)}); {ANOTHER_WAY}")
     return True
 
 

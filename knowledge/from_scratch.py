@@ -1,7 +1,8 @@
 """Everything that training needs beside pictures and reports, built in order: `main_train.py --from_scratch`.
 
 Each step is a command of its own and may be run alone; a step whose result is there and was made from the same inputs is
-kept, a killed one goes on where it was. All results lie in --knowledge_dir.
+kept, a killed one goes on where it was. All results lie in --knowledge_dir and serve every system and every --seed, which
+is the training's alone.
 """
 
 import time
@@ -23,7 +24,7 @@ PROTOTYPES = (
     "visual_extractor", "extractor_weights", "image_size", "resize_filter", "max_views", "num_prototypes", "d_txt_ebd",
     "cleaning", "batch_size", "labels_path",
 )  # fmt: skip
-MODEL = ("model", "max_seq_length", "d_model", "threshold", "cleaning", "seed")
+MODEL = ("model", "max_seq_length", "d_model", "threshold", "cleaning")
 
 
 def words(args, names: tuple[str, ...], **more) -> list[str]:
@@ -44,7 +45,6 @@ def steps(args) -> list[tuple[str, object, list[str]]]:
     module = system_module(args.model)
     reads = module.inputs(args, training=True) | module.inputs(args, training=False)
     weights = {
-        "seed": args.seed,
         "weights_dir": args.weights_dir,
         "offline": args.offline,
         "skip_broken": args.skip_broken,

@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 from data.pictures import diagnosis_tensor, open_picture, square
 from data.studies import SPLITS, check_studies, read_annotation, without_broken
-from knowledge.classifier_training import SHARED, add_shared, differences, report_cleaning, with_defaults
+from knowledge.classifier_training import SHARED, add_shared, report_cleaning, with_defaults
 from modules import flags
 from modules.adm import SIDE, MaskTree, PackedMasks, apply_mask, classifier_masks, gradcam, row_bytes
-from modules.artefact import make_manifest, read_manifest, sha256, write_atomic, write_json
+from modules.artefact import ANOTHER_WAY, differences, make_manifest, read_manifest, sha256, write_atomic, write_json
 from modules.diagnosisbot import DiagnosisBot, load_diagnosisbot
 from modules.errors import InputError, Problems, entry
 from modules.precision import choose_device
@@ -286,13 +286,12 @@ def kept_store(out: Path, inputs: dict) -> dict | None:
     """Manifest of the store in `out` if it was made from these inputs, None where nothing is; else InputError."""
     if not out.exists():
         return None
-    way = "pass --overwrite or another --out"
     manifest = (read_manifest(out) if out.is_dir() else None) or {}
     if manifest.get("what") != WHOLE:
-        raise InputError(f"--out {out} stands there already and is no mask store of ours; {way}")
+        raise InputError(f"--out {out} stands there already and is no mask store of ours; {ANOTHER_WAY}")
     changed = differences(manifest.get("inputs", {}), inputs)
     if changed:
-        raise InputError(f"--out {out} was made from other inputs ({'; '.join(changed)}); {way}")
+        raise InputError(f"--out {out} was made from other inputs ({'; '.join(changed)}); {ANOTHER_WAY}")
     PackedMasks(out)  # its file has the size that its list asks for
     return manifest
 

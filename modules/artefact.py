@@ -16,6 +16,7 @@ from pathlib import Path
 from modules.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
+ANOTHER_WAY = "remove it, pass --overwrite or another --out (main_train.py: another --knowledge_dir)"
 
 
 def sha256(path: str | Path) -> str:
@@ -91,3 +92,21 @@ def read_manifest(artefact: str | Path) -> dict | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a JSON file ({error}); build {artefact} again") from error
+
+
+def differences(theirs: dict, ours: dict) -> list[str]:
+    """What differs between two dicts of inputs, for people."""
+    names = sorted(set(theirs) | set(ours))
+    brief = lambda value: str(value) if len(str(value)) < 60 else f"{str(value)[:57]}..."  # noqa: E731
+    return [f"{n} {brief(theirs.get(n))}, now {brief(ours.get(n))}" for n in names if theirs.get(n) != ours.get(n)]
+
+
+def built_already(out: Path, inputs: dict) -> bool:
+    """Whether `out` is there and was made from these inputs, which is said; InputError when it was made from others."""
+    if not out.is_file():
+        return False
+    changed = differences((read_manifest(out) or {}).get("inputs", {}), inputs)
+    if changed:
+        raise InputError(f"{out} was built from other inputs ({'; '.join(changed)}); {ANOTHER_WAY}")
+    print(f"{out} is there and was built from these inputs: kept")
+    return True

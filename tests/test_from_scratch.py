@@ -57,3 +57,15 @@ def test_an_ablation_builds_only_what_it_needs():
     assert names("--no-adm") == ["labels of the reports, by rules", "DiagnosisBot", "knowledge base"]
     assert "DiagnosisBot" not in names("--no-iek") and "ADM masks" in names("--no-iek")
     assert names("--labels_path", "mine.csv", "--no-adm", "--no-iek") == []
+
+
+def test_artefacts_serve_every_system_and_seed():
+    """One DiagnosisBot for all: neither the system's preset seed nor --seed asks for another."""
+
+    def built(*flags):
+        return {what: typed for what, _, typed in steps(parse(list(flags), "train", systems=tuple(SYSTEMS)))}
+
+    ours, theirs = built("--seed", "7"), built("--model", "xpronet")
+    for what in ("labels of the reports, by rules", "DiagnosisBot: picture to diagnosis"):
+        assert ours[what] == theirs[what] == built()[what]
+    assert ours == built()
