@@ -18,7 +18,7 @@ from modules.errors import InputError, Problems
 from modules.knowledge import KnowledgeBase, load_knowledge
 from modules.labels import CHEXPERT_14
 from modules.tokenizer import Tokenizer
-from modules.transformer import DecoderLayer, EncoderLayer, Linear, causal_mask, sine_positions, watched
+from modules.transformer import DecoderLayer, EncoderLayer, Linear, WordCache, causal_mask, sine_positions, watched
 from modules.visual_extractor import VisualExtractor, load_backbone, weights_problem
 
 STRIPPED_WORDS = json.loads((Path(__file__).parent / "ekagen_stripped_words.json").read_text(encoding="utf-8"))
@@ -247,27 +247,22 @@ class EKAGen(nn.Module):
             self.logits(memory, tokens)
         return torch.stack(seen).mean(0).unflatten(-1, memory["outside"].shape[1:])
 
-    def step(self, tokens: torch.Tensor, memory: dict, cache: dict | None) -> tuple[torch.Tensor, dict]:
+    def step(self, tokens: torch.Tensor, memory: dict, cache: WordCache | None) -> tuple[torch.Tensor, WordCache]:
         """The next word of each beam: tokens [B, K] (the last ones written) -> logits [B, K, vocabulary], cache."""
         studies, beams = tokens.shape
         if cache is None:
-            cache = {"at": 0, "rows": self._empty_rows(studies * beams, memory)}
-        at, rows = cache["at"], cache["rows"]
+            sizes = {"layers": len(self.decoder), "length": self.embedding.position.num_embeddings}
+            cache = WordCache(memory["keys.0"], beams=beams, **sizes)
+        at = cache.at
         x = self.embedding(tokens.reshape(-1, 1), at).view(studies, beams, -1)
         position = self.embedding.position.weight[at]
-        for number, layer in enumerate(self.decoder):
-            kept = rows[2 * number : 2 * number + 2]
-            x = layer.step(
-                x, position, memory[f"keys.{number}"], memory[f"values.{number}"], memory.get("mask"), kept, at
-            )
+        for number, (layer, past) in enumerate(zip(self.decoder, cache.layers())):
+            keys, values = memory[f"keys.{number}"], memory[f"values.{number}"]
+            x = layer.step(x, position, keys, values, memory.get("mask"), past)
             if self.aligners is not None:
                 x = self.aligners[number](x, memory[f"knowledge.{number}"][:, at : at + 1])
-        return self._words(x), {"at": at + 1, "rows": rows}
-
-    def _empty_rows(self, count: int, memory: dict) -> list[torch.Tensor]:
-        heads, depth = memory["keys.0"].shape[1], memory["keys.0"].shape[3]
-        shape = (count, heads, self.embedding.position.num_embeddings, depth)
-        return [memory["keys.0"].new_zeros(shape) for _ in range(2 * len(self.decoder))]
+        cache.at += 1
+        return self._words(x), cache
 
     def _words(self, x: torch.Tensor) -> torch.Tensor:
         x = self.decoder_norm(x)

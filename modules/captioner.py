@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from modules.precision import at_least_float32
-from modules.transformer import Attention, DecoderLayer, EncoderLayer, causal_mask, watched
+from modules.transformer import Attention, DecoderLayer, EncoderLayer, WordCache, causal_mask, watched
 from modules.visual_extractor import VisualExtractor
 
 PLACES = 5000  # sinusoidal positions, as published
@@ -235,20 +235,18 @@ class Captioner(nn.Module):
         """The decoder's output [B, L, D] -> [B, L, vocab_size]."""
         return self.head(x)
 
-    def step(self, tokens: torch.Tensor, memory: dict, cache: dict | None) -> tuple[torch.Tensor, dict]:
+    def step(self, tokens: torch.Tensor, memory: dict, cache: WordCache | None) -> tuple[torch.Tensor, WordCache]:
         """The next word of each beam: tokens [B, K] (the last ones written) -> logits [B, K, vocab_size], cache."""
-        count, kept = tokens.numel(), 2 * len(self.decoder)
         if cache is None:
-            heads, depth = memory["keys.0"].shape[1], memory["keys.0"].shape[3]
-            rows = [memory["keys.0"].new_zeros(count, heads, self.max_tokens, depth) for _ in range(kept)]
-            cache = {"at": 0, "rows": rows, "bank": self.bank()}
-        at, rows = cache["at"], cache["rows"]
-        words = self.embed(tokens, self.places[at])
-        condition, state = self.condition_step(words, rows[kept:])
-        x = self.read_words(words, memory, cache["bank"])
+            sizes = {"layers": len(self.decoder), "beams": tokens.shape[1], "length": self.max_tokens}
+            cache = WordCache(memory["keys.0"], **sizes)
+            cache.bank = self.bank()
+        words = self.embed(tokens, self.places[cache.at])
+        condition, cache.state = self.condition_step(words, cache.state)
+        x = self.read_words(words, memory, cache.bank)
         for_norms = condition if self.conditional else ()
-        for number, layer in enumerate(self.decoder):
-            past = rows[2 * number : 2 * number + 2]
+        for number, (layer, past) in enumerate(zip(self.decoder, cache.layers())):
             keys, values = memory[f"keys.{number}"], memory[f"values.{number}"]
-            x = layer.step(x, None, keys, values, memory.get("mask"), past, at, for_norms)
-        return self.say(self.decoder_norm(x), condition), {**cache, "at": at + 1, "rows": rows[:kept] + state}
+            x = layer.step(x, None, keys, values, memory.get("mask"), past, for_norms)
+        cache.at += 1
+        return self.say(self.decoder_norm(x), condition), cache

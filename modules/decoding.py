@@ -1,8 +1,8 @@
 """Writing reports, for every system: greedy, beam search, sampling; batched, cached, over when every study has ended.
 
 A system gives `encode(batch) -> memory` (a dict of tensors whose first axis is B, made once per study),
-`step(tokens [B, K], memory, cache) -> (logits [B, K, W], cache)` and the ids `begin`, `end`, `padding`. A cache is a
-dict with the position "at" and, under "rows", a list of tensors whose first axis is B * K; what else it holds is kept.
+`step(tokens [B, K], memory, cache) -> (logits [B, K, W], cache)` and the ids `begin`, `end`, `padding`. A cache has
+`keep(studies, source)`: which studies go on, and from which beams (WordCache in modules/transformer.py).
 A study's report depends on the study alone: not on its neighbours, the batch size or when they end.
 """
 
@@ -111,7 +111,7 @@ def _one_beam(system, memory, settings, ids, stop) -> list[list[int]]:
         if left <= 0.75 * len(alive):  # finished studies leave the batch, in few large moves rather than one by one
             rows = going.nonzero()[:, 0]
             alive, tokens, memory = alive[rows], tokens[rows], select(memory, rows)
-            cache = {**cache, "rows": [row.index_select(0, rows) for row in cache["rows"]]}
+            cache.keep(rows)
     return [_cut(row, system) if stop else row for row in written.tolist()]
 
 
@@ -183,14 +183,13 @@ class _Beams:
 
     def keep(self, going: list[int], source: torch.Tensor) -> None:
         """The rows `going` stay; the cache follows the beams they went on from."""
-        beams, device = source.shape[1], source.device
-        rows = torch.arange(len(self.alive), device=device)[:, None] * beams + source
+        stay = None
         if len(going) < len(self.alive):
-            stay = torch.tensor(going, device=device)
+            stay = torch.tensor(going, device=source.device)
             self.alive = [self.alive[row] for row in going]
             self.tokens, self.sums, self.written = self.tokens[stay], self.sums[stay], self.written[stay]
-            self.memory, rows = select(self.memory, stay), rows[stay]
-        self.cache = {**self.cache, "rows": [row.index_select(0, rows.flatten()) for row in self.cache["rows"]]}
+            self.memory, source = select(self.memory, stay), source[stay]
+        self.cache.keep(stay, source)
 
     def reports(self) -> list[list[int]]:
         return [words for _, words in self.best]

@@ -3,12 +3,13 @@
 B studies, P patches, L tokens, K beams, D width. Position codes are added to queries and keys only, never to values;
 position None: the caller has added them to the input. `norm`: function width -> layer; a decoder's norms are given
 `condition` (a tuple of tensors, usually empty) beside their input.
-Keys and values are cached as [B, heads, length, D / heads], so a token costs one row, not a whole pass.
+Keys and values of the words already written are cached (WordCache), so a word costs one row, not a whole pass.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -139,17 +140,13 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(a.attend(q, k, v, mask=report_mask))
         return self._rest(x, position, keys, values, memory_mask, condition)
 
-    def step(self, x, position, keys, values, memory_mask, cache, at: int, condition=()) -> torch.Tensor:
-        """One token per beam. x [B, K, D]; cache: (keys, values) [B * K, heads, L, d], filled up to `at` exclusive."""
-        studies, beams, width = x.shape
-        a, y = self.self_attention, self.norm1(x, *condition)
-        flat = y.reshape(studies * beams, 1, width)
+    def step(self, x, position, keys, values, memory_mask, past, condition=()) -> torch.Tensor:
+        """One word per beam. x [B, K, D]; past: WordCache.layer of this layer."""
+        a, y, width = self.self_attention, self.norm1(x, *condition), x.shape[-1]
         # one projection for queries and keys: at batch sizes of decoding the weights' traffic is what costs
-        q, k = few_rows(placed(flat, position), a.in_proj_weight[: 2 * width], a.in_proj_bias[: 2 * width]).chunk(2, -1)
-        cache[0][:, :, at : at + 1] = a._split(k)
-        cache[1][:, :, at : at + 1] = a.project("v", flat)
-        mixed = a.attend(a._split(q), cache[0][:, :, : at + 1], cache[1][:, :, : at + 1])
-        x = x + mixed.view(studies, beams, width)
+        q, k = few_rows(placed(y, position), a.in_proj_weight[: 2 * width], a.in_proj_bias[: 2 * width]).chunk(2, -1)
+        old_keys, old_values, mask = past(a._split(k), a.project("v", y))
+        x = x + a.attend(a._split(q), old_keys, old_values, mask=mask)
         return self._rest(x, position, keys, values, memory_mask, condition)
 
     def _rest(self, x, position, keys, values, memory_mask, condition):
@@ -157,6 +154,51 @@ class DecoderLayer(nn.Module):
         q = a.project("q", placed(self.norm2(x, *condition), position))
         x = x + self.dropout(a.attend(q, keys, values, mask=memory_mask))
         return x + self.dropout(self.feed(self.norm3(x, *condition)))
+
+
+class WordCache:
+    """Keys and values of the words written so far, of every layer; the cache that modules/decoding.py knows.
+
+    The K beams of a study write into one store [B, heads, L * K, d], word after word, K slots each. `origin` [B, K, L] says
+    in which slot a beam's word lies, so a beam that goes on from another takes over a row of numbers: no key or value
+    moves. Of the system's own: `state`, tensors whose first axis is B * K, which do move, and `bank`, the same for all.
+    """
+
+    def __init__(self, like: torch.Tensor, *, layers: int, beams: int, length: int) -> None:
+        """like [B, heads, any, d]: for shape, type and device."""
+        studies, heads, _, depth = like.shape
+        self.rows = [like.new_zeros(studies, heads, length * beams, depth) for _ in range(2 * layers)]
+        self.slots = torch.arange(beams, device=like.device)
+        self.origin = self.slots[:, None].repeat(studies, 1, length)
+        self.at, self.state, self.bank = 0, [], ()
+
+    def layers(self) -> Iterator[Callable]:
+        """Per layer: a function that takes the new word's keys and values [B, heads, K, d], and returns those of all words
+        so far, [B, heads, words * K, d], and the mask bool [B, 1, K, words * K] of each beam's own (None for one beam)."""
+        beams, mask = len(self.slots), None
+        start, end = self.at * beams, (self.at + 1) * beams
+        if beams > 1:
+            mask = (self.origin[:, :, : self.at + 1, None] == self.slots).flatten(2)[:, None]
+
+        def past(number: int, keys: torch.Tensor, values: torch.Tensor):
+            for row, new in zip(self.rows[2 * number :], (keys, values)):
+                row[:, :, start:end] = new
+            return *(row[:, :, :end] for row in self.rows[2 * number : 2 * number + 2]), mask
+
+        return (partial(past, number) for number in range(len(self.rows) // 2))
+
+    def keep(self, studies: torch.Tensor | None = None, source: torch.Tensor | None = None) -> None:
+        """Only these studies [b] stay (None: all); then beam k goes on from beam source[:, k] of its study [b, K]."""
+        beams = len(self.slots)
+        if studies is not None:
+            self.rows = [row.index_select(0, studies) for row in self.rows]
+            self.origin = self.origin.index_select(0, studies)
+            self.state = [row.unflatten(0, (-1, beams)).index_select(0, studies).flatten(0, 1) for row in self.state]
+        if source is not None:
+            written = self.origin[:, :, : self.at]
+            self.origin[:, :, : self.at] = written.gather(1, source[..., None].expand_as(written))
+            moved = (torch.arange(len(source), device=source.device)[:, None] * beams + source).flatten()
+            self.state = [row.index_select(0, moved) for row in self.state]
 
 
 def causal_mask(padding: torch.Tensor) -> torch.Tensor:
