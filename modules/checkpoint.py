@@ -6,6 +6,7 @@ picture needs this file and nothing else.
 """
 
 import random
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,44 @@ def restore_random_states(states: dict) -> None:
 def save_checkpoint(path: str | Path, content: dict) -> None:
     """Write atomically; InputError when the disk is full, and what stood there stays."""
     write_atomic(path, lambda temporary: torch.save({"format": FORMAT, **content}, temporary))
+
+
+def snapshot(content):
+    """Dicts and lists with every tensor copied to main memory: what training changes afterwards does not change them."""
+    if isinstance(content, torch.Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {key: snapshot(value) for key, value in content.items()}
+    return [snapshot(value) for value in content] if isinstance(content, list) else content
+
+
+class CheckpointWriter:
+    """Writes checkpoints while training goes on: the loop waits for the copy in memory, not for the disk.
+
+    Files are whole or not there, in the order of the calls. A failure (a full disk) is raised by the next call, or when
+    the `with` block ends; a killed process leaves what was written last, usually the epoch before.
+    """
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: Future | None = None
+
+    def write(self, files: dict[Path, dict]) -> None:
+        """Write {path: content}, snapshots, once what came before is on the disk."""
+        self.wait()
+        self.pending = self.thread.submit(lambda: [save_checkpoint(path, content) for path, content in files.items()])
+
+    def wait(self) -> None:
+        """Until everything is written. InputError from save_checkpoint."""
+        pending, self.pending = self.pending, None
+        if pending:
+            pending.result()
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.wait()
 
 
 def load_checkpoint(path: str | Path) -> dict:

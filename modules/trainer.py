@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from modules import processes
-from modules.checkpoint import load_checkpoint, random_states, restore_random_states, save_checkpoint
+from modules.checkpoint import CheckpointWriter, load_checkpoint, random_states, restore_random_states, snapshot
 from modules.errors import InputError
 from modules.optimizers import make_optimizer, make_scheduler
 from modules.precision import Precision
@@ -60,18 +60,17 @@ class Trainer:
 
     def fit(self) -> Path:
         """Train up to --epochs; returns the path of the best checkpoint."""
-        while self.epoch < self.args.epochs:
-            self.train_epoch()
-            self.epoch += 1
-            self.scheduler.step()
-            processes.same_buffers(self.system)
-            won = self.note(self.validate(self.system))
-            self.save("last.pt", training=True)
-            if won:
-                self.save("best.pt", training=False)
-            if self.args.early_stop and self.epoch - self.best_epoch >= self.args.early_stop:
-                self.log.write("stop", epoch=self.epoch, reason=f"no better value in {self.args.early_stop} epochs")
-                break
+        with CheckpointWriter() as writer:
+            while self.epoch < self.args.epochs:
+                self.train_epoch()
+                self.epoch += 1
+                self.scheduler.step()
+                processes.same_buffers(self.system)
+                won = self.note(self.validate(self.system))
+                self.save(writer, won)
+                if self.args.early_stop and self.epoch - self.best_epoch >= self.args.early_stop:
+                    self.log.write("stop", epoch=self.epoch, reason=f"no better value in {self.args.early_stop} epochs")
+                    break
         processes.barrier()  # best.pt is whole before anyone reads it
         return self.folder / "best.pt"
 
@@ -161,27 +160,27 @@ class Trainer:
         self.log.write("val", epoch=self.epoch, **shown, best=self.best, best_epoch=self.best_epoch)
         return won
 
-    def save(self, name: str, *, training: bool) -> None:
-        """Write a checkpoint; training=False leaves out what only going on needs. The first process writes."""
-        random = processes.gather({processes.rank(): random_states()}) if training else {}
+    def save(self, writer: CheckpointWriter, won: bool) -> None:
+        """Write last.pt and, if this epoch won, best.pt, which lacks what only going on needs. The first process writes."""
+        random = processes.gather({processes.rank(): random_states()})
         if processes.rank() > 0:
             return
         content = {
             **self.carried,
-            "model": self.system.state_dict(),
+            "model": snapshot(self.system.state_dict()),
             "epoch": self.epoch,
             "step": self.step,
             "best": self.best,
             "best_epoch": self.best_epoch,
         }
-        if training:
-            content |= {
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": self.precision.scaler.state_dict(),
-                "random": [random[rank] for rank in sorted(random)],
-            }
-        save_checkpoint(self.folder / name, content)
+        training = {
+            "optimizer": snapshot(self.optimizer.state_dict()),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "random": [random[rank] for rank in sorted(random)],
+        }
+        files = {self.folder / "last.pt": content | training}
+        writer.write(files | {self.folder / "best.pt": content} if won else files)
 
     def resume(self, path: Path) -> None:
         """Go on from a `last.pt`. InputError when it has no training state or was trained with other words."""

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, inputs, run
 
 from modules.artefact import write_atomic
-from modules.checkpoint import load_checkpoint, save_checkpoint
+from modules.checkpoint import CheckpointWriter, load_checkpoint, save_checkpoint, snapshot
 from modules.errors import InputError
 from modules.reports import read_predictions
 
@@ -147,6 +147,27 @@ def test_a_full_disk_loses_nothing(tmp_path):
     with pytest.raises(InputError, match="cannot write .* MiB are free"):
         write_atomic(path, fill)
     assert path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["last.pt"]
+
+
+def test_checkpoints_written_behind_the_training(tmp_path):
+    """What is written is what was there at the call; a failure is raised, at the latest at the end, and loses nothing."""
+    weights = torch.zeros(2_000_000)
+    with CheckpointWriter() as writer:
+        for epoch in range(1, 4):
+            weights += 1
+            writer.write({tmp_path / name: {"w": snapshot(weights), "epoch": epoch} for name in ("last.pt", "best.pt")})
+            weights += 100
+            weights -= 100
+    for name in ("last.pt", "best.pt"):
+        content = load_checkpoint(tmp_path / name)
+        assert content["epoch"] == 3 and bool((content["w"] == 3).all())
+    nowhere = tmp_path / "last.pt" / "under_a_file.pt"
+    with CheckpointWriter() as writer, pytest.raises(OSError):
+        writer.write({nowhere: {}})
+        writer.write({tmp_path / "last.pt": {"epoch": 4}})
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 3
+    with pytest.raises(OSError), CheckpointWriter() as writer:
+        writer.write({nowhere: {}})
 
 
 def test_a_loss_that_is_not_finite_names_the_studies(mini, tmp_path):
