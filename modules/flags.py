@@ -169,6 +169,7 @@ FLAGS = (
     Flag("generator", "feature_dropout", fraction, 0.5, "dropout of the projected patches", of=TRAIN, keep="default", systems=R2GENCMN + R2GEN + XPRONET),
 
     Flag("training", "batch_size", positive_int, 8, "studies per step, over all processes and --accumulate"),
+    Flag("training", "compile", bool, False, "compile the training step: minutes at the start; measure whether it pays (on CPUs it did not)", of=TRAIN),
     Flag("training", "accumulate", positive_int, 1, "batches that a step's studies are taken in one after another, for small memories", of=TRAIN),
     Flag("training", "epochs", positive_int, 50, "passes over the training studies", of=TRAIN),
     Flag("training", "lr_ve", not_negative, 1e-5, "learning rate of the visual extractor", of=TRAIN),

@@ -47,7 +47,10 @@ class Trainer:
     def __init__(self, system, loader, validate, *, args, device, folder: Path, log, carried: dict) -> None:
         self.system, self.loader, self.validate = system.to(device), loader, validate
         self.args, self.device, self.folder, self.log, self.carried = args, device, folder, log, carried
-        self.losses = processes.replicate(Losses(self.system), device)
+        self.losses = Losses(self.system)
+        if args.compile:
+            self.losses.compile()
+        self.losses = processes.replicate(self.losses, device)
         self.precision = Precision(args.precision, device)
         self.optimizer = make_optimizer(system.parameter_groups(), args)
         self.scheduler = make_scheduler(self.optimizer, args)
