@@ -17,7 +17,7 @@ from PIL import Image
 from data.miniature import load_truth
 from data.pictures import diagnosis_tensor, open_picture, square
 from data.studies import SPLITS, read_annotation
-from knowledge.classifier_training import add_shared, with_defaults
+from knowledge.classifier_flags import add_shared, with_defaults
 from knowledge.generate_adm import open_adm_classifier
 from modules import flags
 from modules.adm import SIDE, gradcam, masks_of

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from data.studies import SPLITS, read_annotation
-from knowledge.classifier_training import add_shared, with_defaults
+from knowledge.classifier_flags import add_shared, with_defaults
 from knowledge.diagnose import diagnosis_table
 from modules import flags
 from modules.diagnosisbot import load_diagnosisbot

@@ -7,7 +7,8 @@ Writes <knowledge_dir>/diagnosisbot.pt, its manifest diagnosisbot.pt.json and th
 Kill it and run it again: it goes on after the last whole epoch.
 """
 
-from knowledge.classifier_training import Job, run
+from knowledge.classifier_flags import Job
+from knowledge.classifier_training import run
 from modules.errors import entry
 from modules.visual_extractor import RESNET_WIDTH
 

@@ -16,16 +16,10 @@ from PIL import Image
 from data.pictures import diagnosis_tensor, open_picture, square
 from data.studies import Study
 from knowledge import check_adm, classifier_training, generate_adm, train_adm_classifier, train_diagnosisbot
-from knowledge.classifier_training import (
-    ClassifierTrainer,
-    FirstPictures,
-    augmented,
-    choose_thresholds,
-    f1_of,
-    measure,
-    normalised,
-    ranking,
-)
+from knowledge.classifier_data import HeldPictures, augmented, normalised
+from knowledge.classifier_metrics import choose_thresholds, f1_of, measure, ranking
+from knowledge.classifier_training import ClassifierTrainer
+from knowledge.mask_store import StoreWriter
 from modules.adm import PackedMasks, classifier_masks, open_masks
 from modules.artefact import read_manifest
 from modules.diagnosisbot import load_diagnosisbot
@@ -152,7 +146,7 @@ def test_thresholds_maximise_f1_and_have_stated_fallbacks():
 
 def test_training_sees_what_the_diagnosis_sees(blobs):
     study = Study("train1", "", ("train1/0.png",), "train")
-    pictures = FirstPictures([study], blobs / "images", 48)
+    pictures = HeldPictures([study], blobs / "images", 48)
     expected = diagnosis_tensor(square(open_picture(blobs / "images/train1/0.png"), 300), 48)
     assert torch.equal(normalised(pictures[0][None])[0], expected)
     pictures.hold(2)
@@ -325,7 +319,7 @@ def test_killed_generation_goes_on(blobs, trained, store, tmp_path, capsys):
 
 
 def test_half_of_another_classifier_is_not_continued(blobs, trained, tmp_path, capsys):
-    writer = generate_adm.StoreWriter(tmp_path / "masks", {"rule": "released"}, ["a", "b"])
+    writer = StoreWriter(tmp_path / "masks", {"rule": "released"}, ["a", "b"])
     writer.add(np.zeros((1, 11250), np.uint8))
     writer.close()
     generate_adm.main(mask_flags(blobs, trained, tmp_path / "masks", "--splits", "test"))
@@ -336,8 +330,8 @@ def test_half_of_another_classifier_is_not_continued(blobs, trained, tmp_path, c
 def test_sigkill_leaves_no_store_and_a_rerun_finishes_it(blobs, trained, store, tmp_path):
     program = (
         "import torch, time; torch.set_num_threads(1)\n"
-        "from knowledge import generate_adm as g\n"
-        "g.FLUSH_SECONDS = 0; batches = g.packed_batches\n"
+        "from knowledge import generate_adm as g, mask_store\n"
+        "mask_store.FLUSH_SECONDS = 0; batches = g.packed_batches\n"
         "def slow(*w, **s):\n"
         "    for rows in batches(*w, **s):\n"
         "        yield rows; time.sleep(0.3)\n"
