@@ -159,7 +159,7 @@ FLAGS = (
 
     Flag("generator", "visual_extractor", str, "resnet101", "backbone", keep="shape", choices=EXTRACTORS),
     Flag("generator", "extractor_weights", str, "imagenet", "imagenet, none (random, said in a warning), or a weight file", of=TRAIN),
-    Flag("generator", "extractor_freeze", str, "stem", "stem: first stages and batch norm fixed, as published; norm: batch norm only; none", keep="shape", choices=("stem", "norm", "none")),
+    Flag("generator", "extractor_freeze", str, "stem", "stem: first stages and batch norm fixed, as published; norm: batch norm only; all; none", keep="shape", choices=("stem", "norm", "all", "none")),
     Flag("generator", "dilate", bool, True, "dilate the last ResNet stage (stride 16) as published", keep="shape"),
     Flag("generator", "d_model", positive_int, 256, "width of the transformer", keep="shape"),
     Flag("generator", "num_heads", positive_int, 8, "attention heads", keep="shape"),

@@ -245,17 +245,17 @@ class VisualExtractor(nn.Module):
     """Backbone with the published freezing: [N, 3, H, W] -> [N, C, h, w].
 
     freeze: "stem" = conv1 and layer1 (or the first third of the other backbones' stages) take no gradient and batch norm
-    is fixed; "norm" = only batch norm is fixed; "none".
+    is fixed; "norm" = only batch norm is fixed; "all" = nothing is trained; "none".
     """
 
     def __init__(self, name: str, *, freeze: str, dilate: bool) -> None:
         super().__init__()
-        if freeze not in ("stem", "norm", "none"):
-            raise ValueError(f"freeze {freeze}: choose stem, norm or none")
+        if freeze not in ("stem", "norm", "all", "none"):
+            raise ValueError(f"freeze {freeze}: choose stem, norm, all or none")
         self.name = name
         self.body, self.width = build_backbone(name, frozen_norm=freeze != "none", dilate=dilate)
-        if freeze == "stem":
-            for parameter in self._stem_parameters():
+        if freeze in ("stem", "all"):
+            for parameter in self._stem_parameters() if freeze == "stem" else self.parameters():
                 parameter.requires_grad_(False)
 
     def _stem_parameters(self):

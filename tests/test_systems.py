@@ -24,7 +24,7 @@ from modules.trainer import Trainer, monitor_parts
 
 NAMES = tuple(SYSTEMS)
 ABLATIONS = {
-    "r2gencmn": [["--mem_size", "0"], ["--mem_size", "8", "--topk", "2"]],
+    "r2gencmn": [["--mem_size", "0"], ["--mem_size", "8", "--topk", "2"], ["--extractor_freeze", "all"]],
     "r2gen": [["--no-relational_memory"], ["--no-mcln"], ["--rm_num_slots", "1"]],
     "xpronet": [["--prototypes", "none"], ["--img_con", "0", "--txt_con", "0"], ["--num_prototypes", "4", "--topk", "3"]],
 }
