@@ -10,7 +10,6 @@
 Wherever ids stand they must be those of the split, each once; the references come from --reference alone.
 """
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from modules.artefact import write_json
 from modules.errors import InputError
 from modules.metrics import check_ids
-from modules.reports import COLUMNS, R2GenReferences, read_predictions
+from modules.reports import COLUMNS, R2GenReferences, read_predictions, read_table
 
 ID_COLUMNS = ("id", "study_id", "dicom_id", "image_id", "uid", "case_id", "study", "filename")
 TEXT_COLUMNS = (
@@ -56,7 +55,7 @@ def read_any(path: str | Path, split: Split | None) -> list[dict[str, str]]:
         raise InputError(f"no file {path}")
     if path.suffix.lower() == ".json":
         return _against(path, _read_json(path), split)
-    table = _read_table(path)
+    table = read_table(path)
     header = [cell.strip().lower() for cell in table[0]]
     if set(COLUMNS) <= set(header):
         rows = read_predictions(path)
@@ -99,24 +98,6 @@ def _check_ours(path: Path, rows: list[dict[str, str]], split: Split) -> list[di
     return rows
 
 
-def _read_table(path: Path) -> list[list[str]]:
-    """The rows of a CSV, all of one width."""
-    limit = csv.field_size_limit(2**31 - 1)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            table = [row for row in csv.reader(file, strict=True) if row]
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV: {error}") from error
-    finally:
-        csv.field_size_limit(limit)
-    if not table:
-        raise InputError(f"{path}: is empty")
-    odd = [number for number, row in enumerate(table, 1) if len(row) != len(table[0])]
-    if odd:
-        raise InputError(f"{path}: row {odd[0]} has {len(table[odd[0] - 1])} values, the first has {len(table[0])}")
-    return table
-
-
 def _in_order(path: Path, table: list[list[str]], header: list[str], split: Split | None) -> list[dict[str, str]]:
     """A file without ids: the ground truth beside each report shows that its rows are the split's studies in order."""
     text = next((name for name in TEXT_COLUMNS if name in header), None)
@@ -125,7 +106,7 @@ def _in_order(path: Path, table: list[list[str]], header: list[str], split: Spli
     if len(header) == 1 and beside.is_file():
         skip = int(header[0] in (*TEXT_COLUMNS, "0"))  # a header, or pandas' number of the column
         told = [row[0] for row in table[skip:]]
-        truths = _read_table(beside)
+        truths = read_table(beside)
         truths = [row[0] for row in truths[int(truths[0][0].strip().lower() in (*GOLD_COLUMNS, "0")) :]]
     elif len(header) == 2 and (gold is None) == (text is None):
         told_at = header.index(text) if text else 0

@@ -145,37 +145,38 @@ def write_predictions(path: str | Path, rows: Iterable[Mapping[str, str]]) -> Pa
     return path
 
 
+def read_table(path: str | Path) -> list[list[str]]:
+    """The rows of a CSV, all of one width; empty lines do not count. InputError for a file that is no such table."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            table = [row for row in csv.reader(file, strict=True) if row]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
+    if not table:
+        raise InputError(f"{path}: is empty")
+    for number, row in enumerate(table, 1):
+        if len(row) != len(table[0]):
+            raise InputError(f"{path}: row {number} has {len(row)} values, the first has {len(table[0])}")
+    return table
+
+
 def read_predictions(path: str | Path) -> list[dict[str, str]]:
     """The rows of a predictions file, in its order; every value is the text it was ("NA" and "" too).
 
     Raises InputError for a file that is not there, is not such a CSV, lacks a column, holds an id twice or no study.
     """
-    path = Path(path)
-    limit = csv.field_size_limit(2**31 - 1)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            table = list(csv.reader(file, strict=True))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such predictions file") from None
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as a predictions file: {error}") from error
-    finally:
-        csv.field_size_limit(limit)
-    if not table:
-        raise InputError(f"{path}: is empty")
-    columns = table[0]
+    columns, *table = read_table(path)
     missing = [column for column in COLUMNS if column not in columns]
     if missing:
         raise InputError(f"{path}: lacks the columns {', '.join(missing)}; it has {', '.join(columns)}")
     if len(set(columns)) != len(columns):
         raise InputError(f"{path}: a column name occurs twice: {', '.join(columns)}")
-    rows = []
-    for number, values in enumerate(table[1:], 1):
-        if not values:
-            continue
-        if len(values) != len(columns):
-            raise InputError(f"{path}: row {number} has {len(values)} values, the header has {len(columns)} columns")
-        rows.append(dict(zip(columns, values)))
+    rows = [dict(zip(columns, values)) for values in table]
     check_rows(rows, str(path))
     return rows
 

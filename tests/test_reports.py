@@ -137,7 +137,7 @@ def test_bad_rows_are_refused(tmp_path, rows, message):
         ("", "is empty"),
         (",".join(COLUMNS) + "\n", "no study"),
         ("id,prediction\na,b\n", "lacks the columns reference, reference_clean, reference_r2gen"),
-        (",".join(COLUMNS) + "\na,b\n", "row 1 has 2 values"),
+        (",".join(COLUMNS) + "\na,b\n", "row 2 has 2 values"),
         (",".join(COLUMNS) + "\n" + "a,b,c,d,e\n" * 2, "more than once"),
         (",".join(COLUMNS) + '\n"a,b', "cannot be read"),
         (",".join((*COLUMNS, "id")) + "\na,b,c,d,e,f\n", "occurs twice"),
