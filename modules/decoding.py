@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-# greedy decoding asks after so many words which reports have ended: on a GPU each question waits for the queue to empty
+# decoding asks after so many words which reports have ended: on a GPU each question waits for the queue to empty
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 
@@ -148,18 +148,22 @@ def _lower_repeats(logits: torch.Tensor, written: list[list[int]], seen: list[di
 
 
 class _Beams:
-    """Where a beam search stands: the living studies with `beam_size` beams each, and every study's best ended report."""
+    """Where a beam search stands: the living studies with `beam_size` beams each, and every study's best ended report.
+
+    All of it stays on the device: nothing waits for a number, but for the question whether studies are over (LOOK_EVERY).
+    """
 
     def __init__(self, system, memory: dict, settings: DecodingSettings) -> None:
         first = next(iter(memory.values()))
         count, beams, device = len(first), settings.beam_size, first.device
         self.system, self.memory, self.settings, self.cache = system, memory, settings, None
-        self.best: list[tuple[float, list[int]]] = [(-math.inf, []) for _ in range(count)]
-        self.alive = list(range(count))
+        self.best = torch.full((count,), -math.inf, dtype=torch.float64, device=device)
+        self.best_written = torch.full((count, settings.max_length), system.end, device=device)
+        self.alive = torch.arange(count, device=device)
         self.tokens = torch.full((count, beams), system.begin, device=device)
         self.sums = torch.full((count, beams), -math.inf, device=device)
         self.sums[:, 0] = 0.0  # all beams start equal: only one may be continued
-        self.written = torch.zeros(count, beams, 0, dtype=torch.long, device=device)
+        self.written = torch.full((count, beams, settings.max_length), system.end, device=device)
 
     def next_words(self, at: int) -> torch.Tensor:
         """Log-probabilities of the next word [B, K, W]; what may not come yet has -inf."""
@@ -171,28 +175,42 @@ class _Beams:
             scores[..., self.system.end] = -math.inf
         return scores
 
-    def store(self, row: int, score: float, words: list[int]) -> None:
-        """An ended report of the study in `row`; the earlier of equals stays."""
-        if score > self.best[self.alive[row]][0]:
-            self.best[self.alive[row]] = (score, words)
+    def store(self, scores: torch.Tensor, source: torch.Tensor) -> None:
+        """Candidates for the best ended report: scores [B, any], -inf where none has ended, and the beams that wrote them.
 
-    def extend(self, source: torch.Tensor, words: torch.Tensor) -> None:
-        """Beam k goes on from beam source[:, k] with the word words[:, k]."""
-        history = self.written.gather(1, source[..., None].expand(-1, -1, self.written.shape[2]))
-        self.written, self.tokens = torch.cat([history, words[..., None]], -1), words
+        The earlier of equals stays.
+        """
+        chosen = scores.argmax(1, keepdim=True)
+        scores, beam = scores.double().gather(1, chosen)[:, 0], source.gather(1, chosen)[:, 0]
+        written = self.written[torch.arange(len(beam), device=beam.device), beam]
+        old = self.best[self.alive]
+        self.best[self.alive] = torch.maximum(scores, old)
+        self.best_written[self.alive] = torch.where((scores > old)[:, None], written, self.best_written[self.alive])
 
-    def keep(self, going: list[int], source: torch.Tensor) -> None:
-        """The rows `going` stay; the cache follows the beams they went on from."""
+    def extend(self, at: int, source: torch.Tensor, words: torch.Tensor) -> None:
+        """Beam k goes on from beam source[:, k] with the word words[:, k] at place `at`."""
+        self.written = self.written.gather(1, source[..., None].expand_as(self.written))
+        self.written[:, :, at] = self.tokens = words
+
+    def keep(self, at: int, hope: torch.Tensor, source: torch.Tensor) -> bool:
+        """Drop the studies that cannot get better than `hope` [B], if it is time to look; False when none is left.
+
+        The cache follows the beams that were gone on from.
+        """
         stay = None
-        if len(going) < len(self.alive):
-            stay = torch.tensor(going, device=source.device)
-            self.alive = [self.alive[row] for row in going]
-            self.tokens, self.sums, self.written = self.tokens[stay], self.sums[stay], self.written[stay]
-            self.memory, source = select(self.memory, stay), source[stay]
+        if (at + 1) % LOOK_EVERY.get(hope.device.type, 1) == 0:
+            going = (hope > self.best[self.alive]).nonzero()[:, 0]
+            if not len(going):
+                return False
+            if len(going) < len(self.alive):
+                stay, self.alive = going, self.alive[going]
+                self.tokens, self.sums, self.written = self.tokens[stay], self.sums[stay], self.written[stay]
+                self.memory, source = select(self.memory, stay), source[stay]
         self.cache.keep(stay, source)
+        return True
 
     def reports(self) -> list[list[int]]:
-        return [words for _, words in self.best]
+        return [_cut(row, self.system) for row in self.best_written.tolist()]
 
 
 def _beam_search(system, memory, settings) -> list[list[int]]:
@@ -201,38 +219,25 @@ def _beam_search(system, memory, settings) -> list[list[int]]:
     A study is over when its best finished report cannot be beaten by a living beam (for "none": log-probabilities only
     fall) or all its beams have ended.
     """
-    beams, state = settings.beam_size, _Beams(system, memory, settings)
+    beams, state, penalty = settings.beam_size, _Beams(system, memory, settings), settings.length_penalty
     for at in range(settings.max_length + 1):
         scores = state.next_words(at)
         if at == settings.max_length:  # room is up: the report ends here
-            ending = state.sums + scores[..., system.end]
-            for row in range(len(state.alive)):
-                for beam in range(beams):
-                    score = _penalised(ending[row, beam].item(), at, settings.length_penalty)
-                    state.store(row, score, state.written[row, beam].tolist())
+            ending = _penalised(state.sums + scores[..., system.end], at, penalty)
+            state.store(ending, torch.arange(beams, device=ending.device).expand_as(ending))
             break
         width = scores.shape[-1]
         # twice the beams: at most `beams` of the best can be end marks, so as many living ones remain
         top, places = (state.sums[..., None] + scores).flatten(1).topk(2 * beams)
         source, words = places // width, places % width
         ends = words == system.end
-        for row, beam in ends.nonzero().tolist():
-            if beam < beams:
-                score = _penalised(top[row, beam].item(), at, settings.length_penalty)
-                state.store(row, score, state.written[row, source[row, beam]].tolist())
-        kept = (top.masked_fill(ends, -math.inf)).topk(beams)
-        source = source.gather(1, kept.indices)
-        state.sums = kept.values
-        state.extend(source, words.gather(1, kept.indices))
-        hope = state.sums[:, 0].tolist()
-        going = [
-            row
-            for row, study in enumerate(state.alive)
-            if _reachable(hope[row], at + 1, settings) > state.best[study][0] and hope[row] > -math.inf
-        ]
-        if not going:
+        state.store(_penalised(top, at, penalty).masked_fill(~ends, -math.inf)[:, :beams], source[:, :beams])
+        kept = top.masked_fill(ends, -math.inf).topk(beams)
+        source, state.sums = source.gather(1, kept.indices), kept.values
+        state.extend(at, source, words.gather(1, kept.indices))
+        longest = settings.max_length if penalty != "none" else at + 1  # nothing more is lost, and much written
+        if not state.keep(at, _penalised(state.sums[:, 0], longest, penalty), source):
             break
-        state.keep(going, source)
     return state.reports()
 
 
@@ -248,30 +253,21 @@ def _released_beam_search(system, memory, settings) -> list[list[int]]:
         scores = state.next_words(at)
         sums, places = (state.sums[..., None] + scores).flatten(1).topk(settings.beam_size)
         source, words = places // scores.shape[-1], places % scores.shape[-1]
-        state.extend(source, words)
+        state.extend(at, source, words)
         ended = (words == system.end) | (at + 1 == settings.max_length)
-        totals = sums.tolist()
-        for row, beam in ended.nonzero().tolist():
-            state.store(row, totals[row][beam], _cut(state.written[row, beam].tolist(), system))
+        own = torch.arange(settings.beam_size, device=sums.device).expand_as(sums)
+        state.store(sums.masked_fill(~ended, -math.inf), own)
         state.sums = sums - 1000 * ended
-        hope = state.sums.max(1).values.tolist()
-        going = [row for row, study in enumerate(state.alive) if hope[row] > state.best[study][0]]
-        if not going:
+        if not state.keep(at, state.sums.max(1).values, source):
             break
-        state.keep(going, source)
     return state.reports()
 
 
-def _penalised(total: float, words: int, kind: str) -> float:
-    """The score that ranks finished reports: `words` words and the end mark were predicted."""
+def _penalised(total: torch.Tensor, words: int, kind: str) -> torch.Tensor:
+    """Scores that rank finished reports, float64: `words` words and the end mark were predicted."""
+    total = total.double()
     if kind == "avg":
         return total / (words + 1)
     if kind == "wu":  # Wu et al. 2016 with alpha 0.7
         return total / ((5 + words + 1) / 6) ** 0.7
     return total
-
-
-def _reachable(total: float, words: int, settings: DecodingSettings) -> float:
-    """The best final score a living beam could still get: nothing more is lost and the report becomes the longest."""
-    longest = settings.max_length if settings.length_penalty != "none" else words
-    return _penalised(total, longest, settings.length_penalty)

@@ -43,6 +43,7 @@ SETTINGS = {
     "trigrams": DecodingSettings(max_length=9, block_trigrams=True),
     "beam": DecodingSettings(max_length=9, beam_size=3),
     "beam avg": DecodingSettings(max_length=9, beam_size=3, length_penalty="avg"),
+    "beam released": DecodingSettings(max_length=9, beam_size=3, beam_search="released"),
     "sample": DecodingSettings(max_length=9, sample=True, temperature=1.5, top_k=5, seed=3),
 }
 
@@ -58,7 +59,7 @@ def test_report_ignores_its_batch(system, name, size):
         assert len({len(report) for report in alone}) > 1, "the case is too easy: all end at once"
 
 
-@pytest.mark.parametrize("name", ["greedy", "trigrams", "sample"])
+@pytest.mark.parametrize("name", SETTINGS)
 def test_asking_seldom_changes_nothing(system, name, monkeypatch):
     """As on a GPU, where ended reports run on for some words before they are noticed."""
     wanted = write_reports(system, batch_of(*ALL), SETTINGS[name])

@@ -14,7 +14,7 @@ from knowledge.build_prototypes import cluster, kmeans, stand_in_text
 from knowledge.diagnose import diagnose_studies
 from knowledge.from_scratch import steps
 from models import SYSTEMS, system_module
-from modules.checkpoint import load_checkpoint
+from modules.checkpoint import CheckpointWriter, load_checkpoint
 from modules.decoding import DecodingSettings, decode, write_reports
 from modules.errors import InputError, Problems
 from modules.flags import kept_flags, parse
@@ -97,7 +97,8 @@ def test_every_system_keeps_the_contract(name, mini, tmp_path):
         looks = system.attention(system.encode(batch), torch.full((len(batch), 3), system.begin))
     assert looks.shape[:3] == (len(batch), 3, args.max_views)
     torch.testing.assert_close(looks.sum((2, 3, 4)), torch.ones(len(batch), 3))
-    trainer.save("best.pt", training=False)
+    with CheckpointWriter() as writer:
+        trainer.save(writer, won=True)
     content, module = load_checkpoint(tmp_path / "best.pt"), system_module(name)
     again = parse(["--oracle_labels"], "test", systems=NAMES, carried=content["flags"])
     loaded = module.build(again, Tokenizer.from_state_dict(content["tokenizer"]), content["parts"])
