@@ -141,7 +141,7 @@ class DecoderLayer(nn.Module):
         return self._rest(x, position, keys, values, memory_mask, condition)
 
     def step(self, x, position, keys, values, memory_mask, past, condition=()) -> torch.Tensor:
-        """One word per beam. x [B, K, D]; past: WordCache.layer of this layer."""
+        """One word per beam. x [B, K, D]; past: this layer's function of WordCache.layers()."""
         a, y, width = self.self_attention, self.norm1(x, *condition), x.shape[-1]
         # one projection for queries and keys: at batch sizes of decoding the weights' traffic is what costs
         q, k = few_rows(placed(y, position), a.in_proj_weight[: 2 * width], a.in_proj_bias[: 2 * width]).chunk(2, -1)
