@@ -23,8 +23,9 @@ class Batch:
     """What a system may be given. Fields that a system does not ask for are None.
 
     ids: B study ids. images, masked_images: float [B, V, 3, H, W], the complete pictures and the same after the ADM
-    rule. view_mask: bool [B, V], True = a real view. padding: bool [B, V, H, W], True = no picture there; None = none.
-    tokens: int [B, L + 1]. labels, diagnosis: int [B, K]. fill: the studies only keep a process busy, they do not count.
+    rule. view_mask: bool [B, V], True = a real view; None = all are. padding: bool [B, V, H, W], True = no picture there;
+    None = none. tokens: int [B, L + 1]. labels, diagnosis: int [B, K]. fill: the studies only keep a process busy, they do
+    not count.
     """
 
     ids: list[str]
@@ -131,7 +132,7 @@ def collate(items: list[dict]) -> Batch:
             for row, item in enumerate(items):
                 stacked[row, : len(item[name])] = torch.stack(item[name])
                 real[row, : len(item[name])] = True
-            fields[name], fields["view_mask"] = stacked, real
+            fields[name], fields["view_mask"] = stacked, None if real.all() else real
     for name in ("tokens", "labels", "diagnosis"):
         if name in items[0]:
             fields[name] = torch.stack([item[name] for item in items])

@@ -60,8 +60,8 @@ def picture_features(flags, studies, device, *, mirror: bool) -> list[torch.Tens
         for number, kind in enumerate(rows):
             pictures = batch.images.flip(-1) if number else batch.images
             means = extractor(pictures.flatten(0, 1)).mean((2, 3)).unflatten(0, pictures.shape[:2])
-            real = batch.view_mask[..., None]
-            kind.append(((means * real).sum(1) / real.sum(1)).cpu())
+            real = means.new_ones(means.shape[:2]) if batch.view_mask is None else batch.view_mask
+            kind.append(((means * real[..., None]).sum(1) / real.sum(1, keepdim=True)).cpu())
     return [torch.cat(kind) for kind in rows]
 
 

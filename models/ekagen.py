@@ -204,7 +204,7 @@ class EKAGen(nn.Module):
         position = sine_positions(padding.flatten(0, 1), features.shape[1]).unflatten(0, (studies, views)).flatten(1, 2)
         patches = features.flatten(2).mT.unflatten(0, (studies, views)).flatten(1, 2)
         mask = ~padding.flatten(1)[:, None, None, :]
-        mask = None if batch.padding is None and bool(batch.view_mask is None or batch.view_mask.all()) else mask
+        mask = None if batch.padding is None and batch.view_mask is None else mask
         position = position.to(patches.dtype)
         for layer in self.encoder:
             patches = layer(patches, position, mask)

@@ -202,7 +202,7 @@ class Captioner(nn.Module):
                 real = self.extractor(pictures[here]).flatten(2).mT
                 features.append(real.new_zeros(len(here), *real.shape[1:]).masked_scatter(here[:, None, None], real))
         mask = None
-        if batch.view_mask is not None and not bool(batch.view_mask.all()):
+        if batch.view_mask is not None:
             mask = batch.view_mask.repeat_interleave(features[0].shape[1], 1)[:, None, None, :]
         return self.feature_dropout(F.relu(self.project(torch.cat(features, 1)))), mask
 
