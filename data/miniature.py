@@ -16,13 +16,13 @@ import io
 import json
 import os
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from data.miniature_drawing import VIEWS, draw
 from data.miniature_text import DrawnStudy, label_vector, sample, study_id
@@ -82,15 +82,11 @@ def write_set(folder: Path, *, studies: int, seed: int, image_size: int, progres
     images = folder / "images"
     images.mkdir()
     chosen = [sample(seed, index) for index in range(studies)]
-    drawn = []
     # Threads: numpy and PNG writing leave the interpreter free, and no start method of processes has to be right.
     with ThreadPoolExecutor(cores()) as pool:
-        for record in pool.map(lambda study: write_study(study, images, image_size), chosen):
-            drawn.append(record)
-            if progress and (len(drawn) % 50 == 0 or len(drawn) == studies):
-                print(f"\rdrawn {len(drawn)} of {studies} studies", end="", file=sys.stderr, flush=True)
-    if progress:
-        print(file=sys.stderr)
+        records = pool.map(lambda study: write_study(study, images, image_size), chosen)
+        hidden = None if progress else True  # None: shown on a terminal alone
+        drawn = list(tqdm(records, total=studies, desc="drawing studies", disable=hidden, leave=False))
 
     annotation = {"train": [], "val": [], "test": []}
     for study in chosen:
