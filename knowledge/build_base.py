@@ -18,15 +18,7 @@ from tqdm import tqdm
 from data.studies import read_annotation
 from models import SYSTEMS, system_module
 from models.ekagen import Embedding
-from modules.artefact import (
-    built_already,
-    make_manifest,
-    manifest_path,
-    read_manifest,
-    sha256,
-    write_atomic,
-    write_json,
-)
+from modules.artefact import built_already, read_manifest, sha256, write_built
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.errors import InputError, entry
 from modules.flags import Parser, parse
@@ -226,10 +218,9 @@ def main(argv=None) -> None:
     if not args.overwrite and built_already(out, inputs):
         return
     base = make_base(args, flags)
-    write_atomic(out, lambda temporary: torch.save(base.state(), temporary))
     sizes = dict(sorted(Counter(base.sizes.tolist()).items()))
-    facts = {"entries": len(base.keys), "sha256": sha256(out), "group_sizes": sizes}
-    write_json(manifest_path(out), make_manifest("knowledge base", inputs=inputs, **facts, **base.facts))
+    facts = {"entries": len(base.keys), "group_sizes": sizes, **base.facts}
+    write_built(out, lambda temporary: torch.save(base.state(), temporary), "knowledge base", inputs=inputs, **facts)
     reports, size = base.facts["training_reports"], out.stat().st_size / 2**20
     print(f"{out}: {len(base.keys)} entries from {reports:,} training reports, {size:.1f} MiB")
     print(show(base, [NO_FINDING]))

@@ -23,15 +23,7 @@ from data.batches import StudyDataset, make_loader
 from data.prepare import open_data
 from data.studies import card_text
 from models import SYSTEMS
-from modules.artefact import (
-    built_already,
-    make_manifest,
-    manifest_path,
-    read_manifest,
-    sha256,
-    write_atomic,
-    write_json,
-)
+from modules.artefact import built_already, read_manifest, sha256, write_built
 from modules.chexbert import CheXbertLabeler
 from modules.errors import Problems, entry
 from modules.flags import Parser, parse
@@ -221,8 +213,7 @@ def main(argv=None) -> None:
         return
     rows, facts = build(args, flags)
     content = {"what": "prototypes", "labels": list(CHEXPERT_14), "prototypes": rows}
-    write_atomic(out, lambda temporary: torch.save(content, temporary))
-    write_json(manifest_path(out), make_manifest("prototypes", inputs=inputs, sha256=sha256(out), **facts))
+    write_built(out, lambda temporary: torch.save(content, temporary), "prototypes", inputs=inputs, **facts)
     print(f"{out}: {len(rows)} prototypes of {rows.shape[1]} columns from {facts['studies']:,} training studies")
 
 

@@ -29,11 +29,10 @@ from knowledge.classifier_metrics import choose_thresholds, macro_auroc, measure
 from modules.artefact import (
     ANOTHER_WAY,
     differences,
-    make_manifest,
-    manifest_path,
     read_manifest,
     sha256,
     write_atomic,
+    write_built,
     write_json,
 )
 from modules.diagnosisbot import DiagnosisBot, load_diagnosisbot
@@ -261,13 +260,11 @@ def train(args, job: Job, data: ClassifierData, device, out: Path) -> None:
     for label, note in facts["threshold_notes"].items():
         print(f"threshold of {label}: {note}")
     state = trainer.bot.state()
-    # an old manifest must not vouch for the new file, should this be killed between the two writes
-    manifest_path(out).unlink(missing_ok=True)
-    write_atomic(out, lambda path: torch.save(state, path))
     source = read_manifest(args.labels) or {}
-    manifest = make_manifest(
+    manifest = write_built(
+        out,
+        lambda temporary: torch.save(state, temporary),
         job.what,
-        sha256=sha256(out),
         fingerprint=trainer.bot.fingerprint(),
         inputs=data.inputs,
         split="train",
@@ -280,7 +277,6 @@ def train(args, job: Job, data: ClassifierData, device, out: Path) -> None:
         seconds=round(time.perf_counter() - start, 1),
         **facts,
     )  # fmt: skip
-    write_json(manifest_path(out), manifest)
     partial.unlink(missing_ok=True)
     print(f"{out}: {job.what} {args.backbone}, best epoch {facts['best_epoch']} of {args.epochs}, {manifest['seconds']} s")
 

@@ -110,3 +110,12 @@ def built_already(out: Path, inputs: dict) -> bool:
         raise InputError(f"{out} was built from other inputs ({'; '.join(changed)}); {ANOTHER_WAY}")
     print(f"{out} is there and was built from these inputs: kept")
     return True
+
+
+def write_built(out: Path, write: Callable[[Path], None], what: str, *, inputs: dict, **facts) -> dict:
+    """Write a built file and then its manifest, which is returned; killed in between, the file has none and is not kept."""
+    manifest_path(out).unlink(missing_ok=True)  # an old one must not vouch for the new file
+    write_atomic(out, write)
+    manifest = make_manifest(what, inputs=inputs, sha256=sha256(out), **facts)
+    write_json(manifest_path(out), manifest)
+    return manifest
