@@ -5,7 +5,7 @@ source "$(dirname "$0")/.ci/python.sh"
 OUT=${DEMO_DIR:-results/demo}
 RESUME=$([ -e "$OUT/run.json" ] && echo --resume || true)
 [ -z "$RESUME" ] || echo "going on with the demo in $OUT (remove it and knowledge/miniature to start anew)"
-"$PYTHON" -m data.miniature --out data/miniature
+"$PYTHON" -m data.miniature_set --out data/miniature
 # the extractor starts from the DiagnosisBot's backbone, which has seen such pictures
 "$PYTHON" main_train.py --dataset_name miniature --from_scratch --gid_rounds 1 --save_dir "$OUT" \
     --extractor_weights knowledge/miniature/diagnosisbot.pt $RESUME "$@"

@@ -1,6 +1,6 @@
 """Test a system: `bash test_iu.sh`, or `python main_test.py --load best.pt`; with --image, write one new report.
 
-Without weights: --score FILE, --compare A B, --table RUNS (modules/scoring_commands.py).
+Without weights: --score FILE, --compare A B, --table RUNS (modules/scoring/commands.py).
 """
 
 import json
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from data.batches import make_loader
-from data.pictures import open_picture
+from data.images import open_picture
 from data.prepare import make_dataset, open_data
 from data.studies import card_text
 from knowledge.diagnose import diagnose_studies
@@ -20,17 +20,18 @@ from modules.checkpoint import is_ours, load_checkpoint
 from modules.decoding import DecodingSettings
 from modules.errors import InputError, Problems, entry
 from modules.flags import RELEASED_FILES, all_flags, parse
-from modules.metrics import best_constant_report, format_table
-from modules.optional_metrics import check_extra
+from modules.generation import write_split
 from modules.precision import Precision, choose_device, seed_everything
-from modules.reports import R2GenReferences, write_predictions
 from modules.results_page.build import write_page
 from modules.results_page.evidence import Attention, write_evidence
 from modules.run_folder import describe_run
-from modules.scoring import score_all, write_scores
-from modules.scoring_commands import ORACLE, PUBLISHED, run_command, scoring_settings
-from modules.tokenizer import Tokenizer
-from modules.writing import write_split
+from modules.scoring.commands import ORACLE, PUBLISHED, run_command, scoring_settings
+from modules.scoring.constant_report import best_constant_report
+from modules.scoring.optional_metrics import check_extra
+from modules.scoring.predictions import R2GenReferences, write_predictions
+from modules.scoring.score_all import score_all, write_scores
+from modules.scoring.score_table import format_table
+from modules.text.tokenizer import Tokenizer
 
 
 def read_weights(args, argv):

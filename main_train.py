@@ -18,13 +18,13 @@ from modules.checkpoint import load_checkpoint
 from modules.decoding import DecodingSettings
 from modules.errors import InputError, Problems, entry
 from modules.flags import all_flags, kept_flags, parse
-from modules.meteor import Meteor
-from modules.metrics import metric_keys, score
+from modules.generation import write_split
 from modules.precision import Precision, choose_device, seed_everything
-from modules.reports import R2GenReferences
 from modules.run_folder import RunLog, describe_run, open_run, write_run
+from modules.scoring.meteor import Meteor
+from modules.scoring.metrics import metric_keys, score
+from modules.scoring.predictions import R2GenReferences
 from modules.trainer import SUMS, Trainer, monitor_parts
-from modules.writing import write_split
 
 
 def read_flags(argv):

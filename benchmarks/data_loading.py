@@ -19,11 +19,11 @@ import torch
 
 from benchmarks.measure import add_shared, interleaved, ratio, report
 from data.batches import StudyDataset
-from data.picture_cache import open_cache
-from data.pictures import Augmentation
+from data.image_cache import open_cache
+from data.images import Augmentation
 from data.studies import read_annotation
-from modules.adm import apply_mask
 from modules.flags import parse
+from modules.nets.adm import apply_mask
 
 MIMIC_PICTURES = 377_110
 SIDE = 300
@@ -44,7 +44,7 @@ class NpyMasks:
 
 
 class PackedMasks(NpyMasks):
-    """The same masks as one bit per pixel in one array, as modules.adm stores them."""
+    """The same masks as one bit per pixel in one array, as modules.nets.adm stores them."""
 
     def __init__(self, published: NpyMasks) -> None:
         self.rows = {path: np.packbits(np.load(file)) for path, file in published.files.items()}

@@ -20,12 +20,12 @@ from PIL import Image
 
 from benchmarks.measure import report
 from data.batches import make_loader
-from data.miniature_text import sample
+from data.miniature_set.text import sample
 from data.prepare import make_dataset, open_data
 from models import SYSTEMS, system_module
 from modules.errors import Problems
 from modules.flags import parse
-from modules.reports import R2GenReferences
+from modules.scoring.predictions import R2GenReferences
 
 SIZES = {"train": 270_790, "val": 2_130, "test": 3_858}
 PICTURES = 1_000

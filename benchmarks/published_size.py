@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from data.batches import Batch
 from models.ekagen import EKAGen, distillation
-from modules.knowledge import KnowledgeBase
-from modules.visual_extractor import Classifier, VisualExtractor
+from modules.nets.knowledge_base import KnowledgeBase
+from modules.nets.visual_extractor import Classifier, VisualExtractor
 
 VOCABULARY, POSITIONS, LABELS = 760, 128, 14
 

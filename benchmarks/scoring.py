@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from modules.artefact import write_json
-from modules.clinical import clinical_statistics, label_by_rules
-from modules.meteor import Meteor
-from modules.metrics import text_statistics
-from modules.reports import R2GenReferences
-from modules.resampling import Statistic, paired_differences
-from modules.scoring import score_all
+from modules.scoring.clinical import clinical_statistics, label_by_rules
+from modules.scoring.meteor import Meteor
+from modules.scoring.metrics import text_statistics
+from modules.scoring.predictions import R2GenReferences
+from modules.scoring.resampling import Statistic, paired_differences
+from modules.scoring.score_all import score_all
 
 SUBJECTS = (
     "heart|lungs|mediastinum|left costophrenic angle|right hemidiaphragm|aorta|trachea|left upper lobe|right lower lobe|"

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data.picture_cache import PictureCache
-from data.pictures import Augmentation, open_picture, to_tensor
+from data.image_cache import PictureCache
+from data.images import Augmentation, open_picture, to_tensor
 from data.studies import Study
 from modules import processes
 from modules.errors import InputError

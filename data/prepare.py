@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.batches import StudyDataset
-from data.picture_cache import PictureCache, fingerprint, open_cache
-from data.pictures import Augmentation
+from data.image_cache import PictureCache, fingerprint, open_cache
+from data.images import Augmentation
+from data.mask_store import MaskRule, MaskStore, open_masks
 from data.studies import Study, check_pictures, check_studies, data_card, read_annotation, without_broken
 from modules import processes
-from modules.adm import MaskRule, MaskStore, open_masks
 from modules.artefact import read_manifest, write_json
-from modules.corpus import Corpus, corpus_of
 from modules.errors import InputError, Problems
-from modules.labels import read_label_table
+from modules.text.corpus import Corpus, corpus_of
+from modules.text.labels import read_label_table
 
 
 @dataclass

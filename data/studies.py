@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.pictures import picture_problem
+from data.images import picture_problem
 from modules.errors import InputError, Problems
-from modules.reports import clean_report
+from modules.text.cleaning import clean_report
 
 SPLITS = ("train", "val", "test")
 LETTER = re.compile("[a-zA-Z]")

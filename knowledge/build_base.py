@@ -22,10 +22,10 @@ from modules.artefact import built_already, read_manifest, sha256, write_built
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.errors import InputError, entry
 from modules.flags import Parser, parse
-from modules.knowledge import KnowledgeBase, embed
-from modules.labels import CHEXPERT_14, NO_FINDING, read_label_table
+from modules.nets.knowledge_base import KnowledgeBase, embed
 from modules.safe_pickle import load_pickle
-from modules.tokenizer import Tokenizer
+from modules.text.labels import CHEXPERT_14, NO_FINDING, read_label_table
+from modules.text.tokenizer import Tokenizer
 
 VERSION = 2  # raise it when the same inputs give another base
 BLOCK = 512  # reports embedded at once
@@ -48,7 +48,7 @@ def groups_of(vectors: list[list[int]], kind: str) -> dict[tuple[int, ...], list
 def build(ids: torch.Tensor, vectors: list[list[int]], layer: dict, *, kind: str, progress: bool = True) -> dict:
     """The entries: {key: {"report": number of the expert, "distance", "next": (number, distance), "size"}}.
 
-    ids: int [N, L] token ids of the training reports. layer: the generator's embedding layer (modules.knowledge.embed).
+    ids: int [N, L] token ids of the training reports. layer: the generator's embedding layer (modules.nets.knowledge_base.embed).
     Memory: one sum [L, D] per group in the first pass and one block of embeddings in the second; the sums of as many
     groups as fit in 2 GB are kept at once.
     """

@@ -24,13 +24,14 @@ from data.prepare import open_data
 from data.studies import card_text
 from models import SYSTEMS
 from modules.artefact import built_already, read_manifest, sha256, write_built
-from modules.chexbert import CheXbertLabeler
 from modules.errors import Problems, entry
 from modules.flags import Parser, parse
-from modules.labels import CHEXPERT_14, NO_FINDING
+from modules.nets.pretrained import load_backbone, weights_problem
+from modules.nets.visual_extractor import VisualExtractor
 from modules.precision import choose_device
-from modules.reports import clean_report
-from modules.visual_extractor import VisualExtractor, load_backbone, weights_problem
+from modules.text.chexbert import CheXbertLabeler
+from modules.text.cleaning import clean_report
+from modules.text.labels import CHEXPERT_14, NO_FINDING
 
 VERSION = 1  # raise it when the same inputs give other prototypes
 STAND_IN = "stand-in: tf-idf of the words, randomly projected, scaled to the pictures' features; not CheXbert"

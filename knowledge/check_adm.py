@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.miniature import load_truth
-from data.pictures import diagnosis_tensor, open_picture, square
+from data.images import diagnosis_tensor, open_picture, square
+from data.miniature_set.build import load_truth
 from data.studies import SPLITS, read_annotation
-from knowledge.classifier_flags import add_shared, with_defaults
+from knowledge.classifier.flags import add_shared, with_defaults
 from knowledge.generate_adm import open_adm_classifier
 from modules import flags
-from modules.adm import SIDE, gradcam, masks_of
 from modules.artefact import write_json
-from modules.diagnosisbot import DiagnosisBot
 from modules.errors import InputError, entry
+from modules.nets.adm import SIDE, gradcam, masks_of
+from modules.nets.diagnosisbot import DiagnosisBot
 from modules.precision import choose_device
 
 TOLERANCE = SIDE // 20

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 from data.studies import SPLITS, read_annotation
-from knowledge.classifier_flags import add_shared, with_defaults
+from knowledge.classifier.flags import add_shared, with_defaults
 from knowledge.diagnose import diagnosis_table
 from modules import flags
-from modules.diagnosisbot import load_diagnosisbot
 from modules.errors import InputError, entry
-from modules.knowledge import KnowledgeBase, load_knowledge
-from modules.labels import CHEXPERT_14, read_label_table
+from modules.nets.diagnosisbot import load_diagnosisbot
+from modules.nets.knowledge_base import KnowledgeBase, load_knowledge
 from modules.precision import choose_device
+from modules.text.labels import CHEXPERT_14, read_label_table
 
 SHOWN = 5
 

@@ -8,13 +8,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.pictures import diagnosis_tensor, open_picture, square
+from data.images import diagnosis_tensor, open_picture, square
 from data.studies import Study
 from modules import processes
-from modules.adm import SIDE
 from modules.artefact import write_atomic
-from modules.diagnosisbot import DiagnosisBot, load_diagnosisbot
 from modules.errors import InputError
+from modules.nets.adm import SIDE
+from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
 
 
 class FirstPictures(Dataset):

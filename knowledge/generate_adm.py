@@ -1,4 +1,4 @@
-"""Make the ADM masks of a data set: where the classifier looks for the labels it diagnoses (see modules/adm.py).
+"""Make the ADM masks of a data set: where the classifier looks for the labels it diagnoses (see modules/nets/adm.py).
 
     python -m knowledge.generate_adm --dataset_name iu_xray                     # make the store (or keep a made one)
     python -m knowledge.generate_adm --dataset_name mimic_cxr --sample 200      # time and disk, writes nothing
@@ -21,15 +21,25 @@ from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.pictures import diagnosis_tensor, open_picture, square
+from data.images import diagnosis_tensor, open_picture, square
+from data.mask_store import (
+    PackedMasks,
+    StoreWriter,
+    check_room,
+    export_tree,
+    import_tree,
+    kept_store,
+    packed,
+    print_store,
+    row_bytes,
+)
 from data.studies import SPLITS, check_studies, read_annotation, without_broken
-from knowledge.classifier_flags import SHARED, add_shared, report_cleaning, with_defaults
-from knowledge.mask_store import StoreWriter, check_room, export_tree, import_tree, kept_store, packed, print_store
+from knowledge.classifier.flags import SHARED, add_shared, report_cleaning, with_defaults
 from modules import flags
-from modules.adm import SIDE, PackedMasks, apply_mask, classifier_masks, gradcam, row_bytes
 from modules.artefact import sha256, write_atomic
-from modules.diagnosisbot import DiagnosisBot, load_diagnosisbot
 from modules.errors import InputError, Problems, entry
+from modules.nets.adm import SIDE, apply_mask, classifier_masks, gradcam
+from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
 from modules.precision import choose_device
 
 MIMIC_PICTURES = 377_110

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from modules.artefact import make_manifest, manifest_path, read_manifest, sha256, write_atomic, write_json
 from modules.errors import InputError, Problems, entry
-from modules.labeler import UNCERTAIN_RULES, VERSION, label_report, label_reports, label_values
-from modules.labels import CHEXPERT_14, NO_FINDING, read_label_table, write_label_table
-from modules.reports import SPLITS, read_reports
+from modules.scoring.predictions import read_reports
+from modules.text.cleaning import SPLITS
+from modules.text.labeler import UNCERTAIN_RULES, VERSION, label_report, label_reports, label_values
+from modules.text.labels import CHEXPERT_14, NO_FINDING, read_label_table, write_label_table
 
 HELD_OUT_BELOW = 90  # of 256: about 35 %
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 
 from data.batches import collate
-from data.pictures import diagnosis_tensor, open_picture, square, to_tensor
+from data.images import diagnosis_tensor, open_picture, square, to_tensor
 from knowledge.diagnose import open_bot
-from modules.adm import SIDE, apply_mask, classifier_masks
 from modules.checkpoint import is_ours
 from modules.decoding import write_reports
-from modules.diagnosisbot import DiagnosisBot, load_diagnosisbot
 from modules.errors import InputError
-from modules.tokenizer import Tokenizer
+from modules.nets.adm import SIDE, apply_mask, classifier_masks
+from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
+from modules.text.tokenizer import Tokenizer
 
 
 @torch.no_grad()

@@ -7,10 +7,10 @@ Writes <knowledge_dir>/adm_classifier.pt, its manifest and its figures, as train
 to end in a pooled linear layer, so Swin is not among the choices.
 """
 
-from knowledge.classifier_flags import Job
-from knowledge.classifier_training import run
+from knowledge.classifier.flags import Job
+from knowledge.classifier.training import run
 from modules.errors import entry
-from modules.visual_extractor import RESNET_WIDTH
+from modules.nets.visual_extractor import RESNET_WIDTH
 
 JOB = Job(
     what="ADM classifier",

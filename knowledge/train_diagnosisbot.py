@@ -7,10 +7,10 @@ Writes <knowledge_dir>/diagnosisbot.pt, its manifest diagnosisbot.pt.json and th
 Kill it and run it again: it goes on after the last whole epoch.
 """
 
-from knowledge.classifier_flags import Job
-from knowledge.classifier_training import run
+from knowledge.classifier.flags import Job
+from knowledge.classifier.training import run
 from modules.errors import entry
-from modules.visual_extractor import RESNET_WIDTH
+from modules.nets.visual_extractor import RESNET_WIDTH
 
 JOB = Job(
     what="DiagnosisBot",

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from modules.checkpoint import is_ours, load_checkpoint, load_released, load_weights, rename_keys
 from modules.errors import InputError, Problems
-from modules.knowledge import KnowledgeBase, load_knowledge
-from modules.labels import CHEXPERT_14
-from modules.tokenizer import Tokenizer
-from modules.transformer import DecoderLayer, EncoderLayer, Linear, WordCache, causal_mask, sine_positions, watched
-from modules.visual_extractor import VisualExtractor, load_backbone, weights_problem
+from modules.nets.knowledge_base import KnowledgeBase, load_knowledge
+from modules.nets.pretrained import load_backbone, weights_problem
+from modules.nets.transformer import DecoderLayer, EncoderLayer, Linear, WordCache, causal_mask, sine_positions, watched
+from modules.nets.visual_extractor import VisualExtractor
+from modules.text.labels import CHEXPERT_14
+from modules.text.tokenizer import Tokenizer
 
 STRIPPED_WORDS = json.loads((Path(__file__).parent / "ekagen_stripped_words.json").read_text(encoding="utf-8"))
 VIEW_FIELD = {"complete": "images", "masked": "masked_images"}
@@ -47,7 +48,7 @@ class Embedding(nn.Module):
         return self.dropout(self.norm(self.word(ids) + places))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The layer's parameters by the names of modules.knowledge.embed."""
+        """The layer's parameters by the names of modules.nets.knowledge_base.embed."""
         return {
             "word": self.word.weight.detach(),
             "position": self.position.weight.detach(),

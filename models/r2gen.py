@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from modules.captioner import Captioner, Norm, start_matrices
-from modules.captioner_build import (
+from modules.nets.captioner import Captioner, Norm, start_matrices
+from modules.nets.captioner_build import (
     captioner_settings,
     check_captioner,
     load_captioner,
@@ -18,7 +18,7 @@ from modules.captioner_build import (
     make_tokenizer,
     released_layout,
 )
-from modules.transformer import Attention
+from modules.nets.transformer import Attention
 
 __all__ = ["build", "check", "inputs", "load_pretrained", "load_start", "make_tokenizer", "parts", "released_state"]
 

@@ -10,19 +10,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from modules import captioner_build
-from modules.captioner import Captioner, start_matrices
-from modules.captioner_build import (
+from modules.errors import InputError
+from modules.nets import captioner_build
+from modules.nets.captioner import Captioner, start_matrices
+from modules.nets.captioner_build import (
     captioner_settings,
     check_captioner,
     load_captioner,
     make_tokenizer,
     released_layout,
 )
-from modules.errors import InputError
-from modules.labels import CHEXPERT_14, NO_FINDING
-from modules.memory import MemoryResponse
+from modules.nets.memory import MemoryResponse
 from modules.safe_pickle import load_pickle
+from modules.text.labels import CHEXPERT_14, NO_FINDING
 
 __all__ = ["build", "check", "inputs", "load_pretrained", "load_start", "make_tokenizer", "parts", "released_state"]
 

@@ -2,7 +2,7 @@
 
 A system gives `encode(batch) -> memory` (a dict of tensors whose first axis is B, made once per study),
 `step(tokens [B, K], memory, cache) -> (logits [B, K, W], cache)` and the ids `begin`, `end`, `padding`. A cache has
-`keep(studies, source)`: which studies go on, and from which beams (WordCache in modules/transformer.py).
+`keep(studies, source)`: which studies go on, and from which beams (WordCache in modules/nets/transformer.py).
 A study's report depends on the study alone: not on its neighbours, the batch size or when they end.
 """
 

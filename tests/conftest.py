@@ -28,7 +28,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def mini(tmp_path_factory) -> Path:
     """A miniature data set of 32 studies with 64-pixel pictures, a knowledge base and stand-in ADM masks."""
-    from data.miniature import build
+    from data.miniature_set.build import build
 
     root = tmp_path_factory.mktemp("mini")
     build(root / "data", studies=32, seed=3, image_size=64, progress=False)

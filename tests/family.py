@@ -9,8 +9,8 @@ import torch
 from stand_in import stand_in
 
 from data.batches import Batch
-from modules.captioner import sinusoids
-from modules.labels import CHEXPERT_14
+from modules.nets.captioner import sinusoids
+from modules.text.labels import CHEXPERT_14
 
 FIXTURES = Path(__file__).parent / "fixtures"
 WORDS = [f"word{n:03d}" for n in range(759)] + ["<unk>"]

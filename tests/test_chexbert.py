@@ -8,13 +8,14 @@ import pytest
 import torch
 
 import main_test
-from modules import chexbert, metrics
-from modules.chexbert import CLASSES, HEADS, CheXbert, CheXbertLabeler, WordPiece, load_chexbert
-from modules.clinical import STATES
 from modules.errors import InputError
-from modules.labels import CHEXPERT_14
-from modules.reports import R2GenReferences, write_predictions
-from modules.scoring import make_labelers
+from modules.scoring import metrics
+from modules.scoring.clinical import STATES
+from modules.scoring.predictions import R2GenReferences, write_predictions
+from modules.scoring.score_all import make_labelers
+from modules.text import chexbert
+from modules.text.chexbert import CLASSES, HEADS, CheXbert, CheXbertLabeler, WordPiece, load_chexbert
+from modules.text.labels import CHEXPERT_14
 
 TINY = {"words": 60, "positions": 512, "kinds": 2, "width": 128, "hidden": 96, "layers": 2}
 PIECES = [

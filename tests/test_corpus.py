@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from data.miniature_text import sample
-from modules import corpus
-from modules.corpus import Corpus, corpus_of
-from modules.reports import R2GenReferences, clean_report
-from modules.tokenizer import Tokenizer
+from data.miniature_set.text import sample
+from modules.scoring.predictions import R2GenReferences
+from modules.text import corpus
+from modules.text.cleaning import clean_report
+from modules.text.corpus import Corpus, corpus_of
+from modules.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

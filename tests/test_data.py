@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from data.batches import StudyDataset, collate, make_loader
-from data.pictures import Augmentation, open_picture, picture_problem, square, to_tensor
+from data.images import Augmentation, open_picture, picture_problem, square, to_tensor
+from data.mask_store import MaskTree, open_masks
 from data.studies import Study, card_text, check_studies, data_card, read_annotation, without_broken
-from modules.adm import MaskTree, apply_mask, open_masks
 from modules.errors import InputError, Problems
-from modules.tokenizer import Tokenizer
+from modules.nets.adm import apply_mask
+from modules.text.tokenizer import Tokenizer
 
 
 def picture(path, side=40, shade=None):

@@ -9,8 +9,8 @@ from data.batches import Batch
 from models.ekagen import EKAGen
 from modules import decoding
 from modules.decoding import DecodingSettings, decode, write_reports
-from modules.knowledge import KnowledgeBase
-from modules.visual_extractor import VisualExtractor
+from modules.nets.knowledge_base import KnowledgeBase
+from modules.nets.visual_extractor import VisualExtractor
 
 WORDS, LENGTH = 12, 10
 

@@ -11,10 +11,10 @@ from data.studies import read_annotation
 from knowledge import check_base
 from knowledge.build_base import build, groups_of, show
 from modules.errors import InputError
-from modules.knowledge import KnowledgeBase, embed, load_knowledge
-from modules.labeler import label_report, positive_labels
-from modules.labels import CHEXPERT_14, read_label_table
+from modules.nets.knowledge_base import KnowledgeBase, embed, load_knowledge
 from modules.safe_pickle import load_pickle
+from modules.text.labeler import label_report, positive_labels
+from modules.text.labels import CHEXPERT_14, read_label_table
 
 TWO = ("A", "B")
 

@@ -13,18 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from data.pictures import diagnosis_tensor, open_picture, square
+from data.images import diagnosis_tensor, open_picture, square
+from data.mask_store import PackedMasks, StoreWriter, open_masks
 from data.studies import Study
-from knowledge import check_adm, classifier_training, generate_adm, train_adm_classifier, train_diagnosisbot
-from knowledge.classifier_data import HeldPictures, augmented, normalised
-from knowledge.classifier_metrics import choose_thresholds, f1_of, measure, ranking
-from knowledge.classifier_training import ClassifierTrainer
-from knowledge.mask_store import StoreWriter
-from modules.adm import PackedMasks, classifier_masks, open_masks
+from knowledge import check_adm, generate_adm, train_adm_classifier, train_diagnosisbot
+from knowledge.classifier import training as classifier_training
+from knowledge.classifier.data import HeldPictures, augmented, normalised
+from knowledge.classifier.metrics import choose_thresholds, f1_of, measure, ranking
+from knowledge.classifier.training import ClassifierTrainer
 from modules.artefact import read_manifest
-from modules.diagnosisbot import load_diagnosisbot
 from modules.errors import InputError
-from modules.labels import CHEXPERT_14, write_label_table
+from modules.nets.adm import classifier_masks
+from modules.nets.diagnosisbot import load_diagnosisbot
+from modules.text.labels import CHEXPERT_14, write_label_table
 
 ROOT = Path(__file__).resolve().parent.parent
 EDEMA, LESION, NONE = (CHEXPERT_14.index(name) for name in ("Edema", "Lung Lesion", "No Finding"))
@@ -403,7 +404,7 @@ def test_broken_pictures_are_listed_or_left_out(blobs, trained, tmp_path, capsys
 
 
 def test_a_swin_cannot_make_masks(tmp_path):
-    from modules.diagnosisbot import DiagnosisBot
+    from modules.nets.diagnosisbot import DiagnosisBot
 
     torch.save(DiagnosisBot("swin_t", CHEXPERT_14, [0.5] * 14).state(), tmp_path / "swin.pt")
     with pytest.raises(InputError, match="pooled linear"):

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from knowledge import label_reports as command
-from modules import labeler
 from modules.errors import InputError
-from modules.labeler import label_report, label_reports, positive_labels
-from modules.labels import CHEXPERT_14, NO_FINDING, read_label_table, write_label_table
+from modules.text import labeler
+from modules.text.labeler import label_report, label_reports, positive_labels
+from modules.text.labels import CHEXPERT_14, NO_FINDING, read_label_table, write_label_table
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SHORT = {

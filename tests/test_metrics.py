@@ -15,21 +15,13 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from modules import meteor as meteor_module
 from modules.errors import InputError
-from modules.meteor import JavaFailure, Meteor, find_java, meteor_of_counts, meteor_text, ptb_tokenize
-from modules.metrics import (
-    METRICS,
-    _ConstantBleu,
-    best_constant_report,
-    format_table,
-    measure,
-    metric_keys,
-    prepare,
-    score,
-    text_statistics,
-)
-from modules.reports import COLUMNS, R2GenReferences, read_predictions, write_predictions
+from modules.scoring import meteor as meteor_module
+from modules.scoring.constant_report import _ConstantBleu, best_constant_report
+from modules.scoring.meteor import JavaFailure, Meteor, find_java, meteor_of_counts, meteor_text, ptb_tokenize
+from modules.scoring.metrics import METRICS, measure, metric_keys, prepare, score, text_statistics
+from modules.scoring.predictions import COLUMNS, R2GenReferences, read_predictions, write_predictions
+from modules.scoring.score_table import format_table
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -320,7 +312,7 @@ def test_a_java_that_keeps_dying_is_a_reason(meteor, monkeypatch):
 @needs_java
 def test_leaving_python_leaves_no_java(tmp_path):
     code = (
-        "import os, threading; from modules.meteor import Meteor; m = Meteor(); m.start()\n"
+        "import os, threading; from modules.scoring.meteor import Meteor; m = Meteor(); m.start()\n"
         "threading.Thread(target=m.check, daemon=True).start()\n"
         "print(m._process.meteor_p.pid)\n"
         "pid = os.fork()\n"

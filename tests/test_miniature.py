@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import miniature
-from data.miniature_drawing import DRAW, VIEWS, draw
-from data.miniature_text import label_vector, sample
+from data.miniature_set import build as miniature
+from data.miniature_set.drawing import DRAW, VIEWS, draw
+from data.miniature_set.text import label_vector, sample
 from modules.errors import InputError
-from modules.labels import CHEXPERT_14, NO_FINDING
+from modules.text.labels import CHEXPERT_14, NO_FINDING
 
 SAID = {  # a small rule-based labeler: words that name a label
     "Atelectasis": r"atelectasis",
@@ -216,7 +216,7 @@ def test_another_or_broken_set_is_refused_until_overwrite(tmp_path):
     (out / "manifest.json").unlink()
     with pytest.raises(InputError, match="not a whole.*--overwrite"):
         build(out, studies=8)
-    with pytest.raises(InputError, match="python -m data.miniature"):
+    with pytest.raises(InputError, match="python -m data.miniature_set"):
         miniature.load_truth(out)
     assert build(out, studies=8, overwrite=True) == whole
     (out / "thesis.tex").write_text("mine")

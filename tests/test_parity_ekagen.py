@@ -11,15 +11,15 @@ from stand_in import FIXTURES, read, write_released_files
 from torch.nn import functional as F
 
 from data.batches import Batch
-from data.pictures import diagnosis_tensor
+from data.images import diagnosis_tensor
 from models import ekagen
-from modules.adm import apply_mask, gradcam, masks_of
 from modules.checkpoint import load_checkpoint
 from modules.decoding import DecodingSettings, decode
-from modules.diagnosisbot import RELEASED_THRESHOLDS, load_diagnosisbot
 from modules.errors import InputError
 from modules.flags import parse
-from modules.tokenizer import Tokenizer
+from modules.nets.adm import apply_mask, gradcam, masks_of
+from modules.nets.diagnosisbot import RELEASED_THRESHOLDS, load_diagnosisbot
+from modules.text.tokenizer import Tokenizer
 from modules.trainer import Trainer
 
 

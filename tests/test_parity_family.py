@@ -16,7 +16,7 @@ from modules.checkpoint import load_checkpoint
 from modules.decoding import DecodingSettings, decode
 from modules.errors import InputError
 from modules.flags import parse
-from modules.tokenizer import Tokenizer
+from modules.text.tokenizer import Tokenizer
 from modules.trainer import Trainer
 
 NAMES = ("r2gencmn", "r2gen", "xpronet")

@@ -11,10 +11,10 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from data import picture_cache
-from data.picture_cache import PictureCache, open_cache
-from data.pictures import MEAN, STD, Augmentation, open_picture, square, to_tensor
-from modules.adm import apply_mask
+from data.image_cache import PictureCache, open_cache
+from data.images import MEAN, STD, Augmentation, open_picture, square, to_tensor
 from modules.errors import InputError
+from modules.nets.adm import apply_mask
 
 
 @pytest.fixture

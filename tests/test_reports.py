@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from modules.errors import InputError
-from modules.reports import COLUMNS, R2GenReferences, clean_report, count_words, read_predictions, write_predictions
+from modules.scoring.predictions import COLUMNS, R2GenReferences, read_predictions, write_predictions
+from modules.text.cleaning import clean_report, count_words
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "iu_xray/annotation.json").exists(), reason="no shared data here")

@@ -13,16 +13,16 @@ from browser import CHROMIUM, Browser
 from PIL import Image
 
 from data.batches import Batch
+from data.mask_store import MaskRule, MaskStore
 from data.studies import Study
-from modules.adm import MaskRule, MaskStore
 from modules.decoding import DecodingSettings, decode
 from modules.errors import InputError
-from modules.reports import R2GenReferences, write_predictions
+from modules.nets.transformer import watched
+from modules.nets.visual_extractor import VisualExtractor
 from modules.results_page.build import HERE, curves, metric_tables, read_scores, write_page
 from modules.results_page.compare import compare, positions, relation, statements
 from modules.results_page.evidence import Attention, map_side, read_evidence, write_evidence
-from modules.transformer import watched
-from modules.visual_extractor import VisualExtractor
+from modules.scoring.predictions import R2GenReferences, write_predictions
 
 HOSTILE = [
     "<script>window.hacked = 1; alert(1)</script> the heart is enlarged .",
@@ -117,7 +117,7 @@ def test_relations(reference, prediction, expected):
 
 
 def test_compare_names_what_differs():
-    from modules.labels import CHEXPERT_14
+    from modules.text.labels import CHEXPERT_14
 
     found = compare("Small left pleural effusion. Heart size is normal.", "no pleural effusion . there is edema .")
     relations = dict(zip(CHEXPERT_14, found["relations"]))
@@ -154,7 +154,7 @@ def tiny_ekagen():
 
 
 def tiny_captioner():
-    from modules.captioner import Captioner
+    from modules.nets.captioner import Captioner
 
     sizes = {"vocab_size": 20, "width": 16, "heads": 2, "inner": 16, "layers": 2, "max_tokens": 12}
     return Captioner(VisualExtractor("resnet18", freeze="none", dilate=False), **sizes)

@@ -10,19 +10,26 @@ import numpy as np
 import pytest
 
 import main_test
-from modules import metrics as metrics_module
-from modules.clinical import FIVE, STATES, abnormal, by_label, clinical_statistics, label_by_rules, positive
-from modules.earlier import earlier_share, sentences, speaks_of_earlier
 from modules.errors import InputError
-from modules.labels import CHEXPERT_14
-from modules.meteor import Meteor
-from modules.metrics import METRICS, prepare, text_statistics
-from modules.optional_metrics import check_extra, extra_statistics
-from modules.other_files import Split, read_any, write_rexrank
-from modules.reports import R2GenReferences, write_predictions
-from modules.resampling import Statistic, interval, intervals, mean_statistic, paired_differences, resample_weights
-from modules.scoring import score_all, write_scores
-from modules.tables import read_run, render, table_rows
+from modules.scoring import metrics as metrics_module
+from modules.scoring.clinical import FIVE, STATES, abnormal, by_label, clinical_statistics, label_by_rules, positive
+from modules.scoring.meteor import Meteor
+from modules.scoring.metrics import METRICS, prepare, text_statistics
+from modules.scoring.optional_metrics import check_extra, extra_statistics
+from modules.scoring.other_files import Split, read_any, write_rexrank
+from modules.scoring.predictions import R2GenReferences, write_predictions
+from modules.scoring.resampling import (
+    Statistic,
+    interval,
+    intervals,
+    mean_statistic,
+    paired_differences,
+    resample_weights,
+)
+from modules.scoring.score_all import score_all, write_scores
+from modules.scoring.tables import read_run, render, table_rows
+from modules.text.earlier import earlier_share, sentences, speaks_of_earlier
+from modules.text.labels import CHEXPERT_14
 
 NO_JAVA = tuple(name for name in METRICS if name != "METEOR")
 SENTENCES = [

@@ -18,8 +18,8 @@ from modules.checkpoint import CheckpointWriter, load_checkpoint
 from modules.decoding import DecodingSettings, decode, write_reports
 from modules.errors import InputError, Problems
 from modules.flags import kept_flags, parse
-from modules.labels import CHEXPERT_14, NO_FINDING
-from modules.tokenizer import Tokenizer
+from modules.text.labels import CHEXPERT_14, NO_FINDING
+from modules.text.tokenizer import Tokenizer
 from modules.trainer import Trainer, monitor_parts
 
 NAMES = tuple(SYSTEMS)
@@ -316,7 +316,7 @@ def test_labels_are_predicted_unless_the_oracle_is_asked_for(scratch, mini):
 def test_chexberts_bert_reads_the_reports(tmp_path):
     """A synthetic file of CheXbert's layout: features have its width and depend on the text."""
     from knowledge.build_prototypes import chexbert_text
-    from modules.chexbert import CheXbert
+    from modules.text.chexbert import CheXbert
 
     torch.manual_seed(0)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "clear", "lungs", "heart"]

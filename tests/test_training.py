@@ -14,7 +14,7 @@ from conftest import ROOT, inputs, run
 from modules.artefact import write_atomic
 from modules.checkpoint import CheckpointWriter, load_checkpoint, save_checkpoint, snapshot
 from modules.errors import InputError
-from modules.reports import read_predictions
+from modules.scoring.predictions import read_predictions
 
 
 def train(mini, folder, *more, code=0):

@@ -12,11 +12,11 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from modules.artefact import ROOT, write_atomic
 from modules.errors import InputError
-from modules.labels import CHEXPERT_14
-from modules.metrics import prepare
-from modules.reports import read_predictions
 from modules.results_page.compare import CONTRADICTED, MISSED, compare
 from modules.results_page.evidence import MASK_SIDE, read_evidence
+from modules.scoring.metrics import prepare
+from modules.scoring.predictions import read_predictions
+from modules.text.labels import CHEXPERT_14
 
 HERE = Path(__file__).parent
 SCRIPT = ("base", "scores", "list", "study", "training", "run", "frame")  # one scope, in this order

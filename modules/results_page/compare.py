@@ -1,7 +1,7 @@
 """What two reports say of each of the 14 labels, where they say it, and how the two agree; by the rule-based labeler."""
 
-from modules.labeler import find_statements, label_report, one_line
-from modules.labels import CHEXPERT_14, NO_FINDING
+from modules.text.labeler import find_statements, label_report, one_line
+from modules.text.labels import CHEXPERT_14, NO_FINDING
 
 # one letter a label, so that a study's states and relations are two short texts
 STATES = {"positive": "+", "uncertain": "?", "negative": "-", "absent": "."}

@@ -45,7 +45,7 @@ def word_of_each_token(tokenizer, ids: list[int]) -> list[int]:
 
 
 class Attention:
-    """Collects where the words looked while reports are written (`watch` of modules/writing.py).
+    """Collects where the words looked while reports are written (`watch` of modules/generation.py).
 
     The system may have `attention(memory, tokens [B, L]) -> [B, L, V, h, w]`; without it nothing is kept.
     """

@@ -1,0 +1,342 @@
+"""Stores of ADM masks: one packed row per picture, or the authors' tree of .npy files; reading, making, importing.
+
+A store is a folder: masks.bits (packed bits, one row per picture), pictures.json, manifest.json. It is made in
+`.<name>.unfinished` beside its place and renamed when whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from modules.artefact import ANOTHER_WAY, differences, make_manifest, read_manifest, sha256, write_atomic, write_json
+from modules.errors import InputError
+from modules.nets.adm import SIDE, apply_mask
+
+FLUSH_SECONDS = 5.0
+UNFINISHED, WHOLE = "unfinished adm masks", "adm masks"
+ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)  # bits set in each byte
+
+
+class MaskStore:
+    """Masks by picture path (as in the annotation): our packed store, or the authors' tree of .npy files."""
+
+    def get(self, picture: str) -> np.ndarray:
+        """bool [side, side]. Raises InputError when the picture has no mask."""
+        raise NotImplementedError
+
+    def has(self, picture: str) -> bool:
+        raise NotImplementedError
+
+
+class MaskTree(MaskStore):
+    """`<root>/<picture path without ending>.npy`, boolean arrays, as released (images300_array/)."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def _path(self, picture: str) -> Path:
+        return self.root / Path(picture).with_suffix(".npy")
+
+    def has(self, picture: str) -> bool:
+        return self._path(picture).is_file()
+
+    def get(self, picture: str) -> np.ndarray:
+        path = self._path(picture)
+        try:
+            mask = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"ADM mask {path} cannot be read: {error}") from error
+        if mask.ndim != 2 or mask.dtype != bool:
+            raise InputError(f"ADM mask {path}: expected a boolean picture, found {mask.dtype} {mask.shape}")
+        return mask
+
+
+class PackedMasks(MaskStore):
+    """Folder with `masks.bits` (one row of packed bits per picture, memory-mapped), `pictures.json` and a manifest."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        manifest = read_manifest(self.root)
+        if not manifest or manifest.get("what") != "adm masks":
+            raise InputError(f"{root} is not a mask store: its manifest.json is missing or says something else")
+        self.side = manifest["side"]
+        self.manifest = manifest
+        pictures = json.loads((self.root / "pictures.json").read_text(encoding="utf-8"))
+        self.rows = {picture: row for row, picture in enumerate(pictures)}
+        width = row_bytes(self.side)
+        if os.path.getsize(self.root / "masks.bits") != len(pictures) * width:
+            raise InputError(f"{root}: masks.bits does not hold {len(pictures)} masks; generate the store again")
+        self.bits = np.memmap(self.root / "masks.bits", np.uint8, "r", shape=(len(pictures), width))
+
+    def has(self, picture: str) -> bool:
+        return picture in self.rows
+
+    def get(self, picture: str) -> np.ndarray:
+        if picture not in self.rows:
+            raise InputError(f"{self.root} has no mask of {picture}; it was made from another set of pictures")
+        bits = np.unpackbits(self.bits[self.rows[picture]], count=self.side * self.side)
+        return bits.astype(bool).reshape(self.side, self.side)
+
+
+def row_bytes(side: int) -> int:
+    """Bytes of one packed mask."""
+    return -(-side * side // 8)
+
+
+def open_masks(path: str | Path) -> MaskStore:
+    """Our packed store (a folder with a manifest) or the authors' .npy tree. Raises InputError when there is neither."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"no ADM masks at {path}; make them with knowledge/generate_adm.py, or pass --no-adm")
+    return PackedMasks(path) if (path / "manifest.json").is_file() else MaskTree(path)
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """(picture path, picture) -> its masked view, by the masks of a store; see apply_mask."""
+
+    masks: MaskStore
+    theta: float
+    gamma: float
+    beta: float = 1.0
+
+    def __call__(self, path: str, picture: Image.Image) -> Image.Image:
+        return apply_mask(picture, self.masks.get(path), theta=self.theta, gamma=self.gamma, beta=self.beta)
+
+
+
+def packed(masks: np.ndarray) -> np.ndarray:
+    """bool [N, side, side] -> uint8 [N, row_bytes(side)], as PackedMasks reads them."""
+    return np.packbits(masks.reshape(len(masks), -1), axis=1)
+
+
+class StoreWriter:
+    """A mask store in the making, in `.<name>.unfinished` beside `out`; continues one of the same inputs.
+
+    inputs: what the masks depend on, plain JSON values. pictures: one row each, in this order. side: of a mask.
+    """
+
+    def __init__(self, out: str | Path, inputs: dict, pictures: list[str], side: int = SIDE) -> None:
+        self.out, self.inputs, self.pictures, self.side = Path(out), inputs, pictures, side
+        self.folder = self.out.with_name(f".{self.out.name}.unfinished")
+        self.width = row_bytes(side)
+        self.done, self.broken, self.message = 0, {}, ""
+        self.flushed = time.monotonic()
+        self._continue_or_start()
+        self.file = open(self.folder / "masks.bits.partial", "r+b")
+        self.file.seek(self.done * self.width)
+
+    def _continue_or_start(self) -> None:
+        found = self._progress()
+        if found and not (changed := differences(found["inputs"], self.inputs)):
+            self.done, self.broken = found["done"], dict(found["broken"])
+            os.truncate(self.folder / "masks.bits.partial", self.done * self.width)
+            self.message = f"continuing {self.folder} after {self.done} of {len(self.pictures)} masks"
+            return
+        if self.folder.exists():
+            why = f"it belongs to other inputs: {'; '.join(changed)}" if found else "it cannot be read"
+            self.message = f"{self.folder} is not continued ({why}); starting anew"
+            shutil.rmtree(self.folder)
+        try:
+            self.folder.mkdir(parents=True)
+            (self.folder / "masks.bits.partial").touch()
+        except OSError as error:
+            raise InputError(f"--out: cannot write beside {self.out}: {error}") from error
+        self._note()
+
+    def _progress(self) -> dict | None:
+        """The progress noted in the folder, if it can be trusted."""
+        try:
+            found = read_manifest(self.folder) if self.folder.is_dir() else None
+            size = (self.folder / "masks.bits.partial").stat().st_size if found else 0
+            fits = found and found["what"] == UNFINISHED and size >= found["done"] * self.width and "inputs" in found
+        except (InputError, OSError, KeyError, TypeError):
+            return None
+        return found if fits and isinstance(found.get("broken"), dict) else None
+
+    def _note(self) -> None:
+        facts = {"inputs": self.inputs, "done": self.done, "broken": self.broken}
+        write_json(self.folder / "manifest.json", {"what": UNFINISHED, **facts})
+        self.flushed = time.monotonic()
+
+    def add(self, rows: np.ndarray, wrong: dict[int, str] | None = None) -> None:
+        """Append packed masks [n, row_bytes]; wrong: rows without a mask, by place. Noted on disk every few seconds."""
+        try:
+            self.file.write(rows.tobytes())
+            self.broken |= {self.pictures[self.done + place]: text for place, text in (wrong or {}).items()}
+            self.done += len(rows)
+            if time.monotonic() - self.flushed > FLUSH_SECONDS:
+                self.flush()
+        except OSError as error:
+            free = shutil.disk_usage(self.folder).free / 2**20
+            need = (len(self.pictures) - self.done) * self.width / 2**20
+            raise InputError(
+                f"cannot write {self.folder} ({error.strerror}): {free:,.0f} MiB are free, {need:,.0f} are still needed; "
+                "make room and run the command again, it goes on from here"
+            ) from error
+
+    def flush(self) -> None:
+        """Everything added so far outlives a kill."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self._note()
+
+    def close(self) -> None:
+        """Note what is there and let go of the file."""
+        if not self.file.closed:
+            self.flush()
+            self.file.close()
+
+    def finish(self, **facts) -> dict:
+        """Name the folder `out`, in place of what stood there; facts go into the manifest. Returns the manifest.
+
+        Pictures noted as broken are left out. InputError when masks are missing.
+        """
+        self.close()
+        if self.done != len(self.pictures):
+            raise InputError(f"{self.folder} holds {self.done} of {len(self.pictures)} masks")
+        partial, bits = self.folder / "masks.bits.partial", self.folder / "masks.bits"
+        kept = [picture for picture in self.pictures if picture not in self.broken]
+        if self.broken:
+            rows = np.memmap(partial, np.uint8, "r", shape=(len(self.pictures), self.width))
+            with open(bits, "wb") as file:
+                for picture, row in zip(self.pictures, rows):
+                    if picture not in self.broken:
+                        file.write(row.tobytes())
+            partial.unlink()
+        else:
+            os.replace(partial, bits)
+        text = json.dumps(kept, ensure_ascii=False)
+        write_atomic(self.folder / "pictures.json", lambda path: path.write_text(text, encoding="utf-8"))
+        shares = kept_shares(bits, self.side)
+        manifest = make_manifest(
+            WHOLE,
+            side=self.side,
+            pictures=len(kept),
+            left_out=self.broken,
+            mean_kept_share=round(float(shares.mean()), 4) if len(shares) else None,
+            empty_masks=int((shares == 0).sum()),
+            inputs=self.inputs,
+            sha256={name: sha256(self.folder / name) for name in ("masks.bits", "pictures.json")},
+            command=" ".join(sys.argv),
+            **facts,
+        )
+        write_json(self.folder / "manifest.json", manifest)
+        old = self.out.with_name(f".{self.out.name}.{os.getpid()}.tmp")
+        if self.out.exists():
+            os.replace(self.out, old)
+        os.replace(self.folder, self.out)
+        shutil.rmtree(old, ignore_errors=True)
+        return manifest
+
+
+def kept_shares(bits: Path, side: int) -> np.ndarray:
+    """Share of True pixels of every mask in a file of packed rows, float [N]."""
+    width = row_bytes(side)
+    count = bits.stat().st_size // width
+    if not count:
+        return np.zeros(0)
+    rows = np.memmap(bits, np.uint8, "r", shape=(count, width))
+    return np.concatenate([ONES[rows[at : at + 4096]].sum(1) for at in range(0, count, 4096)]) / side**2
+
+
+def kept_store(out: Path, inputs: dict) -> dict | None:
+    """Manifest of the store in `out` if it was made from these inputs, None where nothing is; else InputError."""
+    if not out.exists():
+        return None
+    manifest = (read_manifest(out) if out.is_dir() else None) or {}
+    if manifest.get("what") != WHOLE:
+        raise InputError(f"--out {out} stands there already and is no mask store of ours; {ANOTHER_WAY}")
+    changed = differences(manifest.get("inputs", {}), inputs)
+    if changed:
+        raise InputError(f"--out {out} was made from other inputs ({'; '.join(changed)}); {ANOTHER_WAY}")
+    PackedMasks(out)  # its file has the size that its list asks for
+    return manifest
+
+
+def print_store(out: Path, manifest: dict) -> None:
+    """One line about a finished store."""
+    size = os.path.getsize(out / "masks.bits")
+    print(
+        f"{out}: {manifest['pictures']} masks, {size / 2**20:,.1f} MiB, mean kept share {manifest['mean_kept_share']}, "
+        f"{manifest['empty_masks']} empty, {len(manifest['left_out'])} left out"
+    )
+
+
+def check_room(out: Path, need: int) -> None:
+    """InputError when the disk has less room than the store will take."""
+    place = next(folder for folder in (out, *out.parents, Path(".")) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < need * 1.05:
+        raise InputError(f"--out {out}: the masks take {need / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free there")
+
+
+def export_tree(store: PackedMasks, root: str | Path) -> int:
+    """Write every mask of a store as <root>/<picture path>.npy, the authors' layout; returns how many."""
+    root = Path(root)
+    taken = {}
+    for picture in store.rows:
+        path = Path(picture).with_suffix(".npy")
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(f"{store.root}: picture {picture} leaves the folder it belongs to")
+        if taken.setdefault(path, picture) != picture:
+            raise InputError(f"{picture} and {taken[path]} would share the file {path}")
+    for picture in tqdm(store.rows, desc="writing .npy files", mininterval=1, disable=None):
+        path = root / Path(picture).with_suffix(".npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary := path.with_name(f".{path.name}.{os.getpid()}.tmp"), "wb") as file:
+            np.save(file, store.get(picture))
+        os.replace(temporary, path)
+    return len(store.rows)
+
+
+def import_tree(args, pictures: list[str]) -> dict:
+    """Pack the .npy tree --import_tree into the store --out; returns its manifest.
+
+    InputError when pictures have no mask (all in one message; --skip_broken goes on without) or masks differ in size.
+    """
+    tree, out = MaskTree(args.import_tree), Path(args.out)
+    if not tree.root.is_dir():
+        raise InputError(f"--import_tree: no folder {tree.root}")
+    missing = [picture for picture in pictures if not tree.has(picture)]
+    if missing and (not args.skip_broken or len(missing) == len(pictures)):
+        shown = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
+        hint = "" if len(missing) == len(pictures) else "; pass --skip_broken to go on without"
+        raise InputError(f"--import_tree {tree.root} has no mask for {len(missing)} of {len(pictures)} pictures{hint}: {shown}")
+    present = [picture for picture in pictures if tree.has(picture)]
+    digest = hashlib.sha256()
+    for picture in present:
+        path = tree.root / Path(picture).with_suffix(".npy")
+        digest.update(f"{picture} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    inputs = {"tree": str(tree.root.resolve()), "files_sha256": digest.hexdigest()}
+    manifest = None if args.overwrite else kept_store(out, inputs)
+    if manifest:
+        print(f"{out}: kept, it was packed from this tree")
+        return manifest
+    shape = tree.get(present[0]).shape
+    if shape[0] != shape[1]:
+        raise InputError(f"--import_tree {tree.root}: masks of {shape} pixels are not square")
+    check_room(out, len(present) * row_bytes(shape[0]))
+    store = StoreWriter(out, inputs, present, shape[0])
+    if store.message:
+        print(store.message)
+    try:
+        for picture in tqdm(present[store.done :], desc="packing", mininterval=1, disable=None):
+            mask = tree.get(picture)
+            if mask.shape != shape:
+                raise InputError(f"--import_tree: the mask of {picture} has {mask.shape} pixels, that of {present[0]} {shape}")
+            store.add(packed(mask[None]))
+    finally:
+        store.close()
+    manifest = store.finish(rule="imported", dataset=args.dataset_name, without_mask=missing)
+    print_store(out, manifest)
+    return manifest

@@ -1,0 +1,1 @@
+"""What DiagnosisBot and the ADM classifier share: flags, data, training, metrics."""

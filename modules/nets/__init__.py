@@ -1,0 +1,1 @@
+"""What networks are made of. Nothing here knows a system by name."""

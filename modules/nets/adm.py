@@ -1,0 +1,104 @@
+"""ADM, the aggregate discriminative attention map: maps, masks and their use (EKAGen).
+
+A mask is a boolean picture (300 x 300 as released), True where the classifier looked for the diagnosed labels.
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from modules.errors import InputError
+from modules.nets.diagnosisbot import DiagnosisBot
+
+SIDE = 300
+
+
+def apply_mask(picture: Image.Image, mask: np.ndarray, *, theta: float, gamma: float, beta: float = 1.0) -> Image.Image:
+    """The masked view of a picture, grey or RGB.
+
+    mask: bool [h, w], resized to the picture (nearest) when it differs. If mean(mask) > theta the result is
+    beta * x inside and gamma * x outside, each cut to whole 0..255 values; else x unchanged. beta is the paper's factor,
+    which the released code never reads (1.0 changes nothing).
+    """
+    if not mask.mean() > theta:
+        return picture
+    if mask.shape != (picture.height, picture.width):
+        mask = np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST))
+    pixels = np.asarray(picture)
+    mask = mask if pixels.ndim == 2 else mask[:, :, None]
+    inside, outside = (np.clip(np.arange(256) * float(factor), 0, 255).astype(np.uint8) for factor in (beta, gamma))
+    return Image.fromarray(np.where(mask, inside.take(pixels), outside.take(pixels)))
+
+
+def scaled(maps: torch.Tensor) -> torch.Tensor:
+    """Grad-CAM's scaling, per map [..., h, w]: negative values to 0, minimum to 0, maximum to (almost) 1."""
+    maps = maps.clamp(min=0)
+    maps = maps - maps.amin((-2, -1), keepdim=True)
+    return maps / (1e-7 + maps.amax((-2, -1), keepdim=True))
+
+
+@torch.no_grad()
+def coarse_maps(bot: DiagnosisBot, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grad-CAM of every label in one forward pass, unscaled: pictures [N, 3, S, S] -> maps [N, K, h, w], probabilities.
+
+    The layer is the last one before pooling, the score the probability. Its gradient needs no backward pass: behind that
+    layer stand only a mean and one Linear, so d p_k / d A_c = p_k (1 - p_k) W_kc / (h w) at every position.
+    Source: Selvaraju et al. 2017, as used by the released mask generator.
+    """
+    net = bot.classifier
+    if not isinstance(getattr(net.net, "fc", None), torch.nn.Linear):
+        raise InputError(
+            f"ADM needs a classifier that ends in a pooled linear layer (a ResNet, say), not {bot.backbone}"
+        )
+    kept = []
+    handle = net.last.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    try:
+        chances = bot(pictures)
+    finally:
+        handle.remove()
+    features = kept[0]
+    slope = chances * (1 - chances) / features[0, 0].numel()
+    return torch.einsum("nk,kc,nchw->nkhw", slope, net.net.fc.weight, features), chances
+
+
+def enlarged(maps: torch.Tensor, side: int) -> torch.Tensor:
+    """Coarse maps [N, M, h, w] -> scaled, resized (half-pixel centres) and scaled again, [N, M, side, side] in 0..1."""
+    return scaled(F.interpolate(scaled(maps), (side, side), mode="bilinear", align_corners=False))
+
+
+def gradcam(bot: DiagnosisBot, pictures: torch.Tensor, side: int = SIDE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grad-CAM maps of every label: pictures [N, 3, S, S] -> maps [N, K, side, side] in 0..1, probabilities [N, K]."""
+    maps, chances = coarse_maps(bot, pictures)
+    return enlarged(maps, side), chances
+
+
+def masks_of(maps: torch.Tensor, rule: str) -> torch.Tensor:
+    """Maps [..., h, w] in 0..1 -> bool masks of the same shape, dilated by a 5 x 5 square.
+
+    released: the map coloured with the 256-step JET table, a pixel kept if R, G or B exceeds 0.6 of 1. In that table blue
+    passes 0.6 from step 7 on, red stays above it up to step 248, and between them some colour always does.
+    cam: map > 0.6, what that threshold reads like.
+    """
+    if rule == "released":
+        step = (255 * maps).to(torch.uint8)
+        kept = (step >= 7) & (step <= 248)
+    elif rule == "cam":
+        kept = maps > 0.6
+    else:
+        raise ValueError(f"ADM rule {rule}: choose released or cam")
+    flat = kept.flatten(0, -3)[:, None].float() if kept.dim() > 2 else kept[None, None].float()
+    return F.max_pool2d(flat, 5, stride=1, padding=2).bool().view(kept.shape)
+
+
+def classifier_masks(bot: DiagnosisBot, pictures: torch.Tensor, rule: str, side: int = SIDE) -> torch.Tensor:
+    """ADM masks [N, side, side] of pictures [N, 3, S, S]: the masks of the diagnosed labels joined; none: empty."""
+    maps, chances = coarse_maps(bot, pictures)
+    study, label = bot.diagnose(chances).nonzero(as_tuple=True)
+    joined = torch.zeros(len(pictures), side, side, dtype=torch.bool, device=maps.device)
+    if len(study):  # only the diagnosed labels' maps are enlarged
+        masks = masks_of(enlarged(maps[study, label][:, None], side), rule)[:, 0]
+        joined = joined.long().index_add(0, study, masks.long()) > 0
+    return joined
+
+

@@ -1,0 +1,1 @@
+"""From the predictions file to scores, tables and comparisons."""

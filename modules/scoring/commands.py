@@ -1,0 +1,176 @@
+"""`main_test.py --score`, `--compare`, `--table`: scoring without weights or pictures."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from modules.artefact import ROOT, sha256, write_atomic, write_json
+from modules.errors import InputError
+from modules.precision import choose_device
+from modules.results_page.build import write_page
+from modules.run_folder import describe_run
+from modules.scoring.constant_report import best_constant_report
+from modules.scoring.meteor import Meteor
+from modules.scoring.metrics import METRICS, REFERENCE_COLUMNS, check_ids, checked_rows
+from modules.scoring.optional_metrics import check_extra
+from modules.scoring.other_files import Split, read_any, write_rexrank
+from modules.scoring.predictions import R2GenReferences, read_reports, write_predictions
+from modules.scoring.resampling import paired_differences
+from modules.scoring.score_all import make_labelers, measure_all, score_all, write_scores
+from modules.scoring.score_table import format_table, markdown
+from modules.scoring.tables import read_run, render, table_rows
+
+PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text(encoding="utf-8"))
+
+ORACLE = "ORACLE: the diagnoses of the scored studies were made from their reports"
+
+
+def run_command(args) -> bool:
+    """Carry out --score, --compare or --table; False when none of them was given. InputError as everywhere."""
+    chosen = [name for name in ("score", "compare", "table") if getattr(args, name)]
+    chosen += ["load"] if chosen and "load" in args.typed else []
+    if len(chosen) > 1:
+        raise InputError(f"--{' and --'.join(chosen)}: one at a time")
+    if args.compare and len(args.compare) != 2:
+        raise InputError(f"--compare takes two files, not {len(args.compare)}")
+    if args.export and not args.score:
+        raise InputError("--export goes with --score")
+    if not chosen:
+        return False
+    check_extra(args.extra_metrics)
+    {"score": score_file, "compare": compare_files, "table": print_table}[chosen[0]](args)
+    return True
+
+
+def read_split(args) -> Split | None:
+    """The split that a file is scored against: of --reference, or of the data set when its flags were typed."""
+    typed = {"reference", "ann_path", "data_dir", "dataset_name"} & args.typed
+    if not typed:
+        return None
+    path = args.reference or args.ann_path
+    rows = read_reports(path, "--reference" if args.reference else "--ann_path")
+    reports = {split: [text for name, _, text in rows if name == split] for split in ("train", "val")}
+    chosen = {study: text for name, study, text in rows if name == args.split}
+    if not chosen:
+        raise InputError(f"{path} has no {args.split} studies")
+    rule = {"rule": args.cleaning, "threshold": args.reference_threshold, "max_words": args.reference_words}
+    references = R2GenReferences(reports["train"], **rule)
+    print(f"{path}, {args.split}: {len(chosen)} studies, prepared as {args.dataset_name} (--dataset_name): {rule}")
+    constant = best_constant_report(reports["train"], reports["val"], references) if reports["val"] else None
+    return Split(args.split, chosen, references, constant)
+
+
+def scoring_settings(args) -> dict:
+    """Keyword arguments of scoring.measure_all that come from flags."""
+    labelers = make_labelers(args.chexbert_path, args.chexbert_vocab, choose_device(args.device))
+    extra = {"extra": args.extra_metrics, "offline": args.offline, "radgraph_dir": args.radgraph_dir}
+    return {"protocols": args.protocols, "labelers": labelers, **extra}
+
+
+def score_file(args) -> None:
+    """Score one file; the results lie beside a predictions file of ours, of any other in --save_dir."""
+    path, split, settings = Path(args.score), read_split(args), scoring_settings(args)
+    rows = read_any(path, split)
+    ours = path.name == f"predictions_{args.split}.csv"
+    folder = Path(args.save_dir) if "save_dir" in args.typed else path.parent if ours else Path(f"results/{path.stem}")
+    again = ours and folder.resolve() == path.parent.resolve()
+    if not again and (folder / "run.json").is_file():
+        raise InputError(f"--save_dir: {folder} holds a run of its own; choose another folder for the scores of {path}")
+    scores = score_all(rows, resamples=args.bootstrap, **settings)
+    if split is None:
+        scores.metrics["notes"]["ids"] = "not checked against a split: give --reference annotation.json"
+    record = folder / f"metrics_{args.split}.json"
+    facts = {"name": folder.name, "split": args.split, "scored": {"path": str(path), "sha256": sha256(path)}}
+    facts |= {"data_set": args.dataset_name if split is not None else None}
+    facts["scoring"] = describe_run(args, choose_device(args.device))
+    if again:  # a run of ours that is scored again stays the run that it was
+        first = read_facts(path, args.split)
+        facts = {**first, "scored_again": facts} if first else facts
+    else:
+        write_predictions(folder / f"predictions_{args.split}.csv", rows)
+    write_scores(folder, args.split, scores, facts)
+    print(format_table(scores.metrics, PUBLISHED.get(args.dataset_name) if split is not None else None))
+    if facts.get("oracle_labels"):
+        print(ORACLE)
+    print(f"written: {record}, scores_{args.split}.csv and labels_{args.split}.csv")
+    if args.page:
+        print(f"results page: {write_page(folder, args.split)}")
+    if args.export:
+        out = Path(args.out or folder / f"{args.export}_{args.split}.json")
+        write_rexrank(out, rows)
+        print(
+            f"written: {out}, {len(rows)} studies for {args.export}; compare its form with the leaderboard's own example"
+        )
+
+
+def read_facts(predictions: str | Path, split: str) -> dict:
+    """What metrics_<split>.json beside a predictions file says of its run; empty where there is none."""
+    record = Path(predictions).with_name(f"metrics_{split}.json")
+    if not record.is_file():
+        return {}
+    return {k: v for k, v in json.loads(record.read_text(encoding="utf-8")).items() if k != "metrics"}
+
+
+def compare_files(args) -> None:
+    """Paired bootstrap of two files on the same studies."""
+    if not args.bootstrap:
+        raise InputError("--compare resamples the studies: --bootstrap must be 1 or more")
+    split, settings = read_split(args), scoring_settings(args)
+    both = [checked_rows(read_any(path, split)) for path in args.compare]
+    check_ids([row["id"] for row in both[1]], [row["id"] for row in both[0]])
+    for protocol in args.protocols:
+        column = REFERENCE_COLUMNS[protocol]
+        other = [a["id"] for a, b in zip(*both) if a[column] != b[column]]
+        if other:
+            raise InputError(f"--compare: {len(other)} studies have other {protocol} references, such as {other[:3]}")
+    with Meteor() as meteor:
+        a, b = (measure_all([drop_constant(row) for row in rows], meteor=meteor, **settings) for rows in both)
+    found = paired_differences(
+        *({key: one for key, one in side[0].items() if one is not None} for side in (a, b)), args.bootstrap
+    )
+    print(comparison_table(found, args.compare, args.protocols))
+    for path in args.compare:
+        if read_facts(path, args.split).get("oracle_labels"):
+            print(f"{path}: {ORACLE}")
+    for name, reason in (a[2] | b[2]).items():
+        print(f"{name}: {reason}")
+    if args.out:
+        files = [{"path": str(path), "sha256": sha256(path)} for path in args.compare]
+        content = {"a": files[0], "b": files[1], "studies": len(both[0]), "resamples": args.bootstrap, "metrics": found}
+        write_json(args.out, content)
+        print(f"written: {args.out}, every key")
+
+
+def drop_constant(row: Mapping[str, str]) -> dict[str, str]:
+    return {column: text for column, text in row.items() if column != "constant"}
+
+
+def comparison_table(found: Mapping[str, dict], names, protocols) -> str:
+    """The keys that people read: text metrics, and F1 of 14 and 5 labels. Every key is in the file of --out."""
+    keys = [f"{protocol}/{name}" for protocol in protocols for name in METRICS]
+    keys += [key for key in found if key.endswith("/f1") and key.startswith("ce/")]
+    keys += [key for key in found if key.split("/")[0] in ("radgraph", "radeval")]
+    lines = [["metric", "a", "b", "b - a", "95% interval", "p", "verdict"]]
+    for key in (key for key in keys if key in found):
+        one = found[key]
+        low, high = one["interval"]
+        verdict = "equal" if low <= 0 <= high else "b is higher" if low > 0 else "a is higher"
+        numbers = [f"{one['a']:.4f}", f"{one['b']:.4f}", f"{one['difference']:+.4f}", f"{low:+.4f} .. {high:+.4f}"]
+        lines.append([key, *numbers, f"{one['p']:.3f}", verdict])
+    head = [f"a: {names[0]}", f"b: {names[1]}", ""]
+    note = (
+        "equal: the interval of the difference holds 0 (paired bootstrap over studies; not corrected for many metrics)."
+    )
+    return "\n".join([*head, *markdown(lines, words=1), "", note])
+
+
+def print_table(args) -> None:
+    """--table: runs or metrics files in one table, under the first of --protocols."""
+    runs = [read_run(path, args.split) for path in args.table]
+    protocol = args.protocols[0]
+    data_set = runs[0].data_set
+    published = PUBLISHED.get(data_set) if protocol == "r2gen" and args.split == "test" else None
+    text = render(*table_rows(runs, protocol, published), args.table_format)
+    print(text)
+    if args.out:
+        write_atomic(args.out, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""Report texts: cleaning, tokenizers, labels and labelers."""

@@ -1,0 +1,95 @@
+"""Words to numbers and back. One class serves every system: they differ in the ids of the marks and in the word list."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from modules.errors import InputError
+from modules.text.cleaning import clean_report
+from modules.text.corpus import Corpus
+
+UNKNOWN = "<unk>"
+
+
+class Tokenizer:
+    """words (sorted) get the ids first.., where first is one above the largest mark.
+
+    EKAGen: padding 0, begin 1, end 2, words from 3. The R2Gen family: 0 is padding, begin and end alike, words from 1.
+    """
+
+    def __init__(self, words: Iterable[str], *, cleaning: str, padding: int = 0, begin: int = 1, end: int = 2) -> None:
+        self.words = list(words)
+        self.cleaning, self.padding, self.begin, self.end = cleaning, padding, begin, end
+        self.first = max(padding, begin, end) + 1
+        self.ids = {word: self.first + place for place, word in enumerate(self.words)}
+        if len(self.ids) != len(self.words) or UNKNOWN not in self.ids:
+            raise InputError(f"a word list needs {UNKNOWN} and every word once")
+
+    @classmethod
+    def build(cls, reports: "Iterable[str] | Corpus", *, cleaning: str, threshold: int, strip: Iterable[str] = (), **marks):
+        """Count the words of the training reports, leave out `strip`, keep those seen `threshold` times or more."""
+        if isinstance(reports, Corpus):
+            counts = reports.counts()
+        else:
+            counts = Counter(word for report in reports for word in clean_report(report, cleaning).split())
+        for word in strip:
+            counts.pop(word, None)
+        kept = {word for word, count in counts.items() if count >= threshold}
+        return cls(sorted(kept | {UNKNOWN}), cleaning=cleaning, **marks)
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, cleaning: str, **marks) -> "Tokenizer":
+        """A JSON word list, or a JSON object from word to id as EKAGen's authors release it."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise InputError(f"--vocab_path {path} cannot be read: {error}") from error
+        words = sorted(content, key=content.get) if isinstance(content, dict) else list(content)
+        tokenizer = cls(words, cleaning=cleaning, **marks)
+        if isinstance(content, dict) and content != tokenizer.ids:
+            raise InputError(f"--vocab_path {path}: ids must run from {tokenizer.first} without a gap")
+        return tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, marks included: the width of the output layer."""
+        return self.first + len(self.words)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the word list and the marks: two tokenizers with one fingerprint number alike."""
+        return hashlib.sha256(json.dumps(self.state_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def number(self, word: str) -> int:
+        """The id of a cleaned word; a word outside the list gets that of <unk>."""
+        return self.ids.get(word, self.ids[UNKNOWN])
+
+    def encode(self, report: str) -> list[int]:
+        """Raw report -> [begin] + word ids + [end], not cut."""
+        return [self.begin, *map(self.number, clean_report(report, self.cleaning).split()), self.end]
+
+    def encode_padded(self, report: str, length: int) -> list[int]:
+        """Raw report -> `length` ids, cut or padded (a cut report has no end mark, as released)."""
+        ids = self.encode(report)[:length]
+        return ids + [self.padding] * (length - len(ids))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids after the begin mark -> text; nothing after the end mark (or padding) is kept."""
+        words = []
+        for number in ids:
+            if number in (self.end, self.padding):
+                break
+            if number != self.begin:
+                words.append(self.words[number - self.first])
+        return " ".join(words)
+
+    def state_dict(self) -> dict:
+        """Plain values, enough to build the tokenizer again."""
+        marks = {"padding": self.padding, "begin": self.begin, "end": self.end}
+        return {"words": self.words, "cleaning": self.cleaning, **marks}
+
+    @classmethod
+    def from_state_dict(cls, state: dict) -> "Tokenizer":
+        return cls(**state)
