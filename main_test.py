@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from data.batches import make_loader
-from data.images import open_picture
+from data.images import open_image
 from data.prepare import make_dataset, open_data
 from data.studies import card_text
 from knowledge.diagnose import diagnose_studies
@@ -65,7 +65,7 @@ def main(argv=None) -> None:
     parts = content["parts"] if ours else None
     check_extra(args.extra_metrics)
     scoring = scoring_settings(args)  # a labeler that does not load is told now, not when the reports are written
-    # training and validation reports are read for the protocol's word counts and the constant report, not for pictures
+    # training and validation reports are read for the protocol's word counts and the constant report, not for images
     inputs = module.inputs(args, training=False)
     brought = {"diagnosis"} if parts and "diagnosisbot" in parts and "diagnosisbot" not in args.typed else set()
     data = open_data(args, {args.split: inputs - brought}, problems, texts=True)
@@ -119,7 +119,7 @@ def main(argv=None) -> None:
         )
     print(f"written: {predictions}, metrics_{args.split}.json, scores_{args.split}.csv and labels_{args.split}.csv")
     if args.page:
-        write_evidence(folder / f"evidence_{args.split}.jsonl", dataset, seen, open_picture)
+        write_evidence(folder / f"evidence_{args.split}.jsonl", dataset, seen, open_image)
         print(f"results page: {write_page(folder, args.split)}")
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablations --dataset_name miniature --seeds 42 43 44 --out results/ablations
 
-Six trainings per seed: a teacher with and one without the knowledge aligner (complete pictures, no distillation), and from them
+Six trainings per seed: a teacher with and one without the knowledge aligner (complete images, no distillation), and from them
 the student with every part and the students without one. A training that is finished is kept, so a killed command
 goes on where it was. Needs the artefacts of --from_scratch. Further flags go to every main_train.py.
 """

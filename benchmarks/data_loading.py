@@ -1,11 +1,11 @@
-"""How fast studies come from the disk: decoded at every epoch, from the picture cache, and as published with .npy masks.
+"""How fast studies come from the disk: decoded at every epoch, from the image cache, and as published with .npy masks.
 
     python -m benchmarks.data_loading --dataset_name iu_xray --data_dir data/iu_xray [--masks] [--out results/loading.json]
 
 Measures data.batches.StudyDataset in this process, one study after another, without augmentation and with --augment; what
 --num_workers adds comes on top. --masks adds the masked view: from a packed store, and as published from one 300 x 300
-boolean .npy file per picture, both made here from random maps. The cache's disk and building time are extrapolated to
-MIMIC-CXR's 377,110 pictures.
+boolean .npy file per image, both made here from random maps. The cache's disk and building time are extrapolated to
+MIMIC-CXR's 377,110 images.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from data.studies import read_annotation
 from modules.flags import parse
 from modules.nets.adm import apply_mask
 
-MIMIC_PICTURES = 377_110
+MIMIC_IMAGES = 377_110
 SIDE = 300
 
 
 class NpyMasks:
-    """The published way: one boolean array per picture, read whole."""
+    """The published way: one boolean array per image, read whole."""
 
     def __init__(self, folder: Path, paths: list[str]) -> None:
         self.files = {path: folder / f"{number}.npy" for number, path in enumerate(paths)}
@@ -39,8 +39,8 @@ class NpyMasks:
             coarse = draw.random((10, 10)) > 0.5
             np.save(file, np.kron(coarse, np.ones((SIDE // 10, SIDE // 10), dtype=bool)))
 
-    def __call__(self, path: str, picture):
-        return apply_mask(picture, np.load(self.files[path]), theta=0.4, gamma=0.4, beta=1.0)
+    def __call__(self, path: str, image):
+        return apply_mask(image, np.load(self.files[path]), theta=0.4, gamma=0.4, beta=1.0)
 
 
 class PackedMasks(NpyMasks):
@@ -49,9 +49,9 @@ class PackedMasks(NpyMasks):
     def __init__(self, published: NpyMasks) -> None:
         self.rows = {path: np.packbits(np.load(file)) for path, file in published.files.items()}
 
-    def __call__(self, path: str, picture):
+    def __call__(self, path: str, image):
         mask = np.unpackbits(self.rows[path], count=SIDE * SIDE).reshape(SIDE, SIDE).astype(bool)
-        return apply_mask(picture, mask, theta=0.4, gamma=0.4, beta=1.0)
+        return apply_mask(image, mask, theta=0.4, gamma=0.4, beta=1.0)
 
 
 def go_through(made: StudyDataset) -> None:
@@ -61,7 +61,7 @@ def go_through(made: StudyDataset) -> None:
 
 def open_all(made: StudyDataset, paths: list[str]) -> None:
     for path in paths:
-        made._picture(path)
+        made._image(path)
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
     words = ["--dataset_name", args.dataset_name] + (["--data_dir", args.data_dir] if args.data_dir else [])
     flags = parse(words, "train", systems=("ekagen",))
     studies = read_annotation(flags.ann_path)["train"][: args.studies]
-    paths = [path for study in studies for path in study.pictures[: flags.max_views]]
+    paths = [path for study in studies for path in study.images[: flags.max_views]]
     needs = {"images", "masked_images"} if args.masks else {"images"}
     sizes = Augmentation(args.augment, SIDE)
 
@@ -98,13 +98,13 @@ def main() -> None:
         # without what comes after: augmentation, masks and conversion to float
         alone = interleaved({name: partial(open_all, made, paths) for name, made in sets.items()}, args.repeats, device)
     rows = [(f"{name}, studies per second", len(studies) / min(values), "/s") for name, values in taken.items()]
-    rows += [(f"{name}, pictures alone", len(paths) / min(values), "/s") for name, values in alone.items()]
+    rows += [(f"{name}, images alone", len(paths) / min(values), "/s") for name, values in alone.items()]
     rows += [
         ("cache / decoding, studies", ratio(taken, "decoded every time", "from the cache"), "times"),
-        ("cache / decoding, pictures alone", ratio(alone, "decoded every time", "from the cache"), "times"),
-        ("building the cache", len(paths) / built, "pictures/s"),
-        ("cache, MIMIC-CXR", cache.manifest["bytes"] / len(paths) * MIMIC_PICTURES / 1e9, "GB"),
-        ("building it, MIMIC-CXR, pictures of this size", MIMIC_PICTURES / len(paths) * built / 3600, "h"),
+        ("cache / decoding, images alone", ratio(alone, "decoded every time", "from the cache"), "times"),
+        ("building the cache", len(paths) / built, "images/s"),
+        ("cache, MIMIC-CXR", cache.manifest["bytes"] / len(paths) * MIMIC_IMAGES / 1e9, "GB"),
+        ("building it, MIMIC-CXR, images of this size", MIMIC_IMAGES / len(paths) * built / 3600, "h"),
     ]
     report(f"loading {len(studies)} studies of {args.dataset_name}, {SIDE} pixels", rows, args, device)
 

@@ -3,7 +3,7 @@
     python -m benchmarks.mimic_scale --folder /tmp/mimic_scale [--out results/mimic_scale.json]
 
 The annotation is generated: reports of the miniature data set's sentences, lengthened to MIMIC's mean of about 60 words and
-salted with rare words, paths as MIMIC's, all to a few small pictures. Measured are the steps that main_train.py takes
+salted with rare words, paths as MIMIC's, all to a few small images. Measured are the steps that main_train.py takes
 before its first batch, the first time and the second, and what a worker process of the loader holds.
 """
 
@@ -28,11 +28,11 @@ from modules.flags import parse
 from modules.scoring.predictions import R2GenReferences
 
 SIZES = {"train": 270_790, "val": 2_130, "test": 3_858}
-PICTURES = 1_000
+IMAGES = 1_000
 
 
 def generate(folder: Path) -> None:
-    """The annotation and its pictures, unless they are there."""
+    """The annotation and its images, unless they are there."""
     if (folder / "annotation.json").is_file():
         return
     draw = random.Random(0)
@@ -42,7 +42,7 @@ def generate(folder: Path) -> None:
     rare += [f"{word}{number}" for word in rare for number in range(40)]
     images = folder / "images" / "p10"
     images.mkdir(parents=True, exist_ok=True)
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         noise = np.random.default_rng(number).integers(0, 256, (64, 64), dtype=np.uint8)
         Image.fromarray(noise).save(images / f"{number}.jpg")
     content = {}
@@ -51,7 +51,7 @@ def generate(folder: Path) -> None:
         for number in range(count):
             said = " ".join(draw.sample(texts, 2)) + f" {rare[int(len(rare) * draw.random() ** 3)]} is noted."
             name = f"{draw.getrandbits(160):040x}"
-            path = f"p10/{number % PICTURES}.jpg"
+            path = f"p10/{number % IMAGES}.jpg"
             content[split].append({"id": name, "study_id": number, "subject_id": number, "report": said, "image_path": [path]})
     (folder / "annotation.json").write_text(json.dumps(content), encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """EKAGen of the published size with random weights, and the way its authors' code trains and writes: the naive baseline.
 
 The baseline's habits, each of which ours avoids: the DiagnosisBot (Swin-Tiny) runs inside every forward pass, also at every
-word; a word costs a whole pass over pictures and report; the teacher is passed with gradients and so is its backward pass.
+word; a word costs a whole pass over images and report; the teacher is passed with gradients and so is its backward pass.
 Its layers are the same modules as ours: what is compared is the way of working, not the kernels.
 """
 
@@ -25,7 +25,7 @@ def system(seed: int = 0) -> EKAGen:
 
 
 def batch_of(studies: int, device: torch.device, side: int = 300) -> Batch:
-    """Random pictures, reports and an all-zero diagnosis."""
+    """Random images, reports and an all-zero diagnosis."""
     made = Batch(
         [str(number) for number in range(studies)],
         images=torch.randn(studies, 1, 3, side, side),
@@ -44,10 +44,10 @@ class Naive:
         self.bot = Classifier("swin_t", LABELS).to(device).eval()
 
     def _passed(self, system: EKAGen, batch: Batch, view: str, tokens: torch.Tensor) -> torch.Tensor:
-        """One forward pass as released: diagnosis, pictures and report, every time."""
+        """One forward pass as released: diagnosis, images and report, every time."""
         with torch.no_grad():
-            pictures = F.interpolate(batch.images[:, 0], size=(224, 224))
-            (self.bot(pictures).sigmoid() > 2).long()
+            images = F.interpolate(batch.images[:, 0], size=(224, 224))
+            (self.bot(images).sigmoid() > 2).long()
         return system.logits(system.encode(batch, view), tokens)
 
     def losses(self, batch: Batch) -> torch.Tensor:

@@ -52,16 +52,16 @@ def sentence(draw: random.Random) -> str:
 def made_rows(studies: int, words: int, noise: float = 0.5, seed: int = 0) -> list[dict]:
     """Rows of a predictions file; one seed gives the same references whatever the noise."""
     draw, rows = random.Random(seed), []
-    gold = []
+    expected = []
     for _ in range(studies):
-        gold.append([])
-        while sum(len(part.split()) for part in gold[-1]) < words * draw.uniform(0.6, 1.3):
-            gold[-1].append(sentence(draw))
-    references = R2GenReferences([" ".join(parts) for parts in gold], "iu_xray", threshold=1)
-    for number, parts in enumerate(gold):
-        told = [sentence(draw) if draw.random() < noise else part for part in parts]
+        expected.append([])
+        while sum(len(part.split()) for part in expected[-1]) < words * draw.uniform(0.6, 1.3):
+            expected[-1].append(sentence(draw))
+    references = R2GenReferences([" ".join(parts) for parts in expected], "iu_xray", threshold=1)
+    for number, parts in enumerate(expected):
+        predicted = [sentence(draw) if draw.random() < noise else part for part in parts]
         more = {"constant": "the heart is normal in size . the lungs are clear . no pleural effusion or pneumothorax ."}
-        rows.append(references.row(f"s{number:05d}", " ".join(parts), " ".join(told), **more))
+        rows.append(references.row(f"s{number:05d}", " ".join(parts), " ".join(predicted), **more))
     return rows
 
 
@@ -136,10 +136,10 @@ def cost(studies: int, words: int) -> dict:
 
 
 def statistics_of(rows: list[dict]) -> dict[str, Statistic]:
-    references, told = ([row[name] for row in rows] for name in ("reference_clean", "prediction"))
-    clinical = clinical_statistics("rules", label_by_rules(references), label_by_rules(told))
+    references, predicted = ([row[name] for row in rows] for name in ("reference_clean", "prediction"))
+    clinical = clinical_statistics("rules", label_by_rules(references), label_by_rules(predicted))
     chosen = ("ce/rules/14/micro/u1/f1", "ce/rules/14/macro/u1/f1", "ce/rules/14/example/u1/f1")
-    return text_statistics(references, told, ("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr")) | {
+    return text_statistics(references, predicted, ("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr")) | {
         k: clinical[k] for k in chosen
     }
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.training_step --batch_size 8 [--precision bf16] [--out results/training_step.json]
 
-Published size (ResNet-101 at 300 pixels, 6 + 6 layers, 127 words), random weights and pictures, student and teacher on
+Published size (ResNet-101 at 300 pixels, 6 + 6 layers, 127 words), random weights and images, student and teacher on
 different views. "naive" is benchmarks/published_size.py: teacher in the graph, DiagnosisBot in every pass, float32.
 """
 

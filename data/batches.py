@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data.image_cache import PictureCache
-from data.images import Augmentation, open_picture, to_tensor
+from data.image_cache import ImageCache
+from data.images import Augmentation, open_image, to_tensor
 from data.studies import Study
 from modules import processes
 from modules.errors import InputError
@@ -22,8 +22,8 @@ from modules.errors import InputError
 class Batch:
     """What a system may be given. Fields that a system does not ask for are None.
 
-    ids: B study ids. images, masked_images: float [B, V, 3, H, W], the complete pictures and the same after the ADM
-    rule. view_mask: bool [B, V], True = a real view; None = all are. padding: bool [B, V, H, W], True = no picture there;
+    ids: B study ids. images, masked_images: float [B, V, 3, H, W], the complete images and the same after the ADM
+    rule. view_mask: bool [B, V], True = a real view; None = all are. padding: bool [B, V, H, W], True = no image there;
     None = none. tokens: int [B, L + 1]. labels, diagnosis: int [B, K]. fill: the studies only keep a process busy, they do
     not count.
     """
@@ -57,12 +57,12 @@ class Batch:
 
 
 class StudyDataset(Dataset):
-    """Studies with their pictures and tensors, read on demand.
+    """Studies with their images and tensors, read on demand.
 
     needs: which fields of Batch the system reads. tokens: word ids int32 [N, L + 1] of the studies, or None. tables: named
-    label tables {"diagnosis": {id: K values}, ...}. mask_rule: function (picture path, PIL picture) -> masked picture.
-    cache: the pictures decoded and resized already, or None.
-    What a picture goes through depends on (seed, epoch, study id) alone: not on worker, order or batch.
+    label tables {"diagnosis": {id: K values}, ...}. mask_rule: function (image path, PIL image) -> masked image.
+    cache: the images decoded and resized already, or None.
+    What an image goes through depends on (seed, epoch, study id) alone: not on worker, order or batch.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class StudyDataset(Dataset):
         tokens: np.ndarray | None = None,
         tables: dict[str, dict] | None = None,
         mask_rule=None,
-        cache: PictureCache | None = None,
+        cache: ImageCache | None = None,
     ) -> None:
         self.studies, self.image_dir = studies, str(image_dir)
         self.needs, self.image_size, self.max_views = needs, image_size, max_views
@@ -95,24 +95,24 @@ class StudyDataset(Dataset):
     def __len__(self) -> int:
         return len(self.studies)
 
-    def _picture(self, path: str) -> Image.Image:
+    def _image(self, path: str) -> Image.Image:
         if self.cache is not None:
             return self.cache.get(path)
-        return self.augment.resize(open_picture(f"{self.image_dir}/{path}"))
+        return self.augment.resize(open_image(f"{self.image_dir}/{path}"))
 
     def __getitem__(self, place: int) -> dict:
         """The study at `place`; ~place gives the same one as a fill-in (see StepShares)."""
         if place < 0:
             return {**self[~place], "fill": True}
         study = self.studies[place]
-        paths = study.pictures[: self.max_views]
-        complete = [self._picture(path) for path in paths]
+        paths = study.images[: self.max_views]
+        complete = [self._image(path) for path in paths]
         views: list[Image.Image] = []
         names = [name for name in ("images", "masked_images") if name in self.needs]
         for name in names:
             views += complete if name == "images" else [self.mask_rule(p, c) for p, c in zip(paths, complete)]
         draw = random.Random(zlib.crc32(f"{self.seed}/{self.epoch}/{study.id}".encode()))
-        tensors = [to_tensor(picture) for picture in self.augment(views, draw)]
+        tensors = [to_tensor(image) for image in self.augment(views, draw)]
         item = {name: tensors[k * len(paths) : (k + 1) * len(paths)] for k, name in enumerate(names)}
         item["id"] = study.id
         item.update({name: table[place] for name, table in self.tables.items()})

@@ -1,9 +1,9 @@
-"""Decoded, resized pictures of one split, kept as uint8 and memory-mapped: a picture is decoded once, not at every epoch.
+"""Decoded, resized images of one split, kept as uint8 and memory-mapped: an image is decoded once, not at every epoch.
 
-A cache is a folder: pixels.bin (one record after another, grey pictures in one channel), table.npy (offset, height,
+A cache is a folder: pixels.bin (one record after another, grey images in one channel), table.npy (offset, height,
 width, channels, CRC-32 per record) and manifest.json (which files, their sizes and dates, the resize, what could not be
 read). It is written under another name and renamed when whole. When a file has changed, or the cache is torn, it is made
-anew. Building it decodes every picture, so it takes the place of --picture_check full.
+anew. Building it decodes every image, so it takes the place of --image_check full.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.images import open_picture
+from data.images import open_image
 from modules.artefact import write_json
 from modules.errors import InputError
 
@@ -29,8 +29,8 @@ VERSION = 1
 WORKERS = 8
 
 
-class PictureCache:
-    """Pictures by their path below the image folder: `cache.get("a/0.png")` is the decoded, resized picture."""
+class ImageCache:
+    """Images by their path below the image folder: `cache.get("a/0.png")` is the decoded, resized image."""
 
     def __init__(self, folder: str | Path) -> None:
         """Open a whole cache; see open_cache. Raises InputError when its parts do not fit together."""
@@ -40,14 +40,14 @@ class PictureCache:
             self.table = np.load(folder / "table.npy")
             self.pixels = np.memmap(folder / "pixels.bin", np.uint8, "r")
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"picture cache {folder} cannot be read: {error}") from error
-        rows = [path for path in self.manifest["pictures"] if path not in self.manifest["broken"]]
+            raise InputError(f"image cache {folder} cannot be read: {error}") from error
+        rows = [path for path in self.manifest["images"] if path not in self.manifest["broken"]]
         self.place = {path: row for row, path in enumerate(rows)}
         sizes = self.table[:, 1:4].prod(axis=1)
         whole = len(rows) == len(self.table) and sizes.sum() + 1 == len(self.pixels)
         some = range(0, len(rows), max(1, len(rows) // 64))
         if not whole or any(zlib.crc32(self._record(row)) != self.table[row, 4] for row in some):
-            raise InputError(f"picture cache {folder} is torn")
+            raise InputError(f"image cache {folder} is torn")
 
     def _record(self, row: int) -> np.ndarray:
         start, height, width, channels, _ = self.table[row].tolist()
@@ -55,17 +55,17 @@ class PictureCache:
         return pixels.reshape((height, width, channels) if channels > 1 else (height, width))
 
     def get(self, path: str) -> Image.Image:
-        """The picture of a path, grey (mode L) where its channels are equal, else RGB.
+        """The image of a path, grey (mode L) where its channels are equal, else RGB.
 
         KeyError for one that the cache was not made of or could not read.
         """
         return Image.fromarray(np.ascontiguousarray(self._record(self.place[path])))
 
 
-def open_cache(folder, image_dir, paths: list[str], resize: Callable, *, name: str, progress: bool = True) -> PictureCache:
+def open_cache(folder, image_dir, paths: list[str], resize: Callable, *, name: str, progress: bool = True) -> ImageCache:
     """The cache of `paths` (relative to image_dir) in `folder`, made where there is none, or a stale or torn one.
 
-    resize: picture -> picture, named by `name`. What cannot be read is listed in manifest["broken"], path -> reason.
+    resize: image -> image, named by `name`. What cannot be read is listed in manifest["broken"], path -> reason.
     """
     folder, paths = Path(folder), list(dict.fromkeys(paths))
     wanted = {"version": VERSION, "resize": name, "files_sha256": fingerprint(image_dir, paths)}
@@ -74,15 +74,15 @@ def open_cache(folder, image_dir, paths: list[str], resize: Callable, *, name: s
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second run waits for the first one's cache
         if folder.is_dir():
             try:
-                cache = PictureCache(folder)
+                cache = ImageCache(folder)
                 if wanted.items() <= cache.manifest.items():
                     return cache
-                print(f"picture cache {folder}: pictures or settings have changed, making it anew")
+                print(f"image cache {folder}: images or settings have changed, making it anew")
             except InputError as error:
                 print(f"{error}: making it anew")
             shutil.rmtree(folder)
         build_cache(folder, image_dir, paths, resize, wanted, progress=progress)
-    return PictureCache(folder)
+    return ImageCache(folder)
 
 
 def fingerprint(image_dir, paths: list[str]) -> str:
@@ -106,8 +106,8 @@ def build_cache(folder: Path, image_dir, paths, resize, wanted: dict, *, progres
     try:
         with open(unfinished / "pixels.bin", "wb") as file, ThreadPoolExecutor(WORKERS) as pool:
             read = lambda path: _read(f"{image_dir}/{path}", resize)  # noqa: E731
-            bar = tqdm(total=len(paths), desc="picture cache", disable=None if progress else True, leave=False)
-            for start in range(0, len(paths), 16 * WORKERS):  # few pictures at a time: the memory stays small
+            bar = tqdm(total=len(paths), desc="image cache", disable=None if progress else True, leave=False)
+            for start in range(0, len(paths), 16 * WORKERS):  # few images at a time: the memory stays small
                 some = list(islice(paths, start, start + 16 * WORKERS))
                 for path, (pixels, reason) in zip(some, pool.map(read, some)):
                     bar.update()
@@ -125,16 +125,16 @@ def build_cache(folder: Path, image_dir, paths, resize, wanted: dict, *, progres
         shutil.rmtree(unfinished)
         free = shutil.disk_usage(folder.parent).free / 2**20
         raise InputError(
-            f"picture cache {folder} cannot be written ({error}); {free:,.0f} MiB are free there. Choose another folder with "
-            "--knowledge_dir, or go on without it: --no-picture_cache"
+            f"image cache {folder} cannot be written ({error}); {free:,.0f} MiB are free there. Choose another folder with "
+            "--knowledge_dir, or go on without it: --no-image_cache"
         ) from error
-    write_json(unfinished / "manifest.json", {**wanted, "pictures": paths, "broken": broken, "bytes": offset})
+    write_json(unfinished / "manifest.json", {**wanted, "images": paths, "broken": broken, "bytes": offset})
     unfinished.rename(folder)
 
 
 def _read(path: str, resize) -> tuple[np.ndarray | None, str | None]:
     try:
-        pixels = np.asarray(resize(open_picture(path)))
+        pixels = np.asarray(resize(open_image(path)))
     except InputError as error:
         return None, str(error)
     grey = (pixels[..., :1] == pixels).all()

@@ -1,4 +1,4 @@
-"""Opening pictures and turning them into tensors. Source of the numbers: systems EKAGen and DETR, as released."""
+"""Opening images and turning them into tensors. Source of the numbers: systems EKAGen and DETR, as released."""
 
 import os
 import random
@@ -16,20 +16,20 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """Read JPEG, PNG (8 or 16 bit) or DICOM as an RGB picture. Raises InputError with the path and the reason."""
+def open_image(path: str | Path) -> Image.Image:
+    """Read JPEG, PNG (8 or 16 bit) or DICOM as an RGB image. Raises InputError with the path and the reason."""
     path = Path(path)
     try:
         if path.suffix.lower() in (".dcm", ".dicom"):
             return _open_dicom(path)
-        with Image.open(path) as picture:
-            if picture.mode.startswith(("I", "F")):  # 16 bit and more: scale to the picture's own range
-                return _eight_bits(np.asarray(picture))
-            return picture.convert("RGB")
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # 16 bit and more: scale to the image's own range
+                return _eight_bits(np.asarray(image))
+            return image.convert("RGB")
     except FileNotFoundError as error:
-        raise InputError(f"no picture {path}") from error
+        raise InputError(f"no image {path}") from error
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"picture {path} cannot be read: {error}") from error
+        raise InputError(f"image {path} cannot be read: {error}") from error
 
 
 def _eight_bits(pixels: np.ndarray) -> Image.Image:
@@ -48,47 +48,47 @@ def _open_dicom(path: Path) -> Image.Image:
         record = pydicom.dcmread(path)
         pixels = apply_voi_lut(record.pixel_array, record)
     except (pydicom.errors.InvalidDicomError, AttributeError, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"picture {path} cannot be read: {error}") from error
+        raise InputError(f"image {path} cannot be read: {error}") from error
     if record.get("PhotometricInterpretation") == "MONOCHROME1":  # bright means low
         pixels = pixels.max() - pixels
     return _eight_bits(pixels)
 
 
-def picture_problem(path: str | Path, depth: str) -> str | None:
-    """What is wrong with a picture file, or None. "full" decodes it; "quick" reads the header and the end mark."""
+def image_problem(path: str | Path, depth: str) -> str | None:
+    """What is wrong with an image file, or None. "full" decodes it; "quick" reads the header and the end mark."""
     try:
         if depth == "full":
-            open_picture(path)
+            open_image(path)
             return None
         with open(path, "rb") as file:
-            with Image.open(file) as picture:
-                kind = picture.format
+            with Image.open(file) as image:
+                kind = image.format
             file.seek(0, os.SEEK_END)
             file.seek(max(file.tell() - 64, 0))
             end = file.read()
         whole = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(kind, b"") in end
-        return None if whole else f"picture {path} is cut off"
+        return None if whole else f"image {path} is cut off"
     except InputError as error:
         return str(error)
     except FileNotFoundError:
-        return f"no picture {path}"
+        return f"no image {path}"
     except (OSError, UnidentifiedImageError) as error:
         if Path(path).suffix.lower() in (".dcm", ".dicom"):
             return None  # PIL cannot read its header; the decoder will
-        return f"picture {path} cannot be read: {error}"
+        return f"image {path} cannot be read: {error}"
 
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}  # EKAGen's, the R2Gen family's
 
 
-def square(picture: Image.Image, side: int, resize_filter: str = "bicubic") -> Image.Image:
+def square(image: Image.Image, side: int, resize_filter: str = "bicubic") -> Image.Image:
     """Resize to side x side pixels; the aspect ratio is not kept, as released."""
-    return picture.resize((side, side), FILTERS[resize_filter])
+    return image.resize((side, side), FILTERS[resize_filter])
 
 
-def to_tensor(picture: Image.Image) -> torch.Tensor:
-    """Picture, grey or RGB -> float32 [3, H, W], ImageNet mean and standard deviation. torchvision's values, bit for bit."""
-    pixels = np.asarray(picture).astype(np.float32)
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """Image, grey or RGB -> float32 [3, H, W], ImageNet mean and standard deviation. torchvision's values, bit for bit."""
+    pixels = np.asarray(image).astype(np.float32)
     pixels /= np.float32(255)
     made = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
     for channel in range(3):
@@ -98,18 +98,18 @@ def to_tensor(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(made)
 
 
-def diagnosis_tensor(picture: Image.Image, side: int = 224) -> torch.Tensor:
+def diagnosis_tensor(image: Image.Image, side: int = 224) -> torch.Tensor:
     """The DiagnosisBot's input: shorter side to `side`, centre crop, normalise -> [3, side, side]. Never augmented."""
-    return to_tensor(functional.center_crop(functional.resize(picture, side), [side, side]))
+    return to_tensor(functional.center_crop(functional.resize(image, side), [side, side]))
 
 
 class Augmentation:
-    """Training-time changes of a study's pictures.
+    """Training-time changes of a study's images.
 
-    released: each picture on its own is turned by 0/90/180/270 degrees, jittered and flipped (EKAGen's released code).
-    aligned: one draw for all pictures of a study: a turn of at most 5 degrees, jitter, no flip, so that "left" and
-    "right" of the report stay true and teacher and student see the same picture.
-    crop, crop_flip: each picture on its own is resized to a shorter side of 8/7 of `side` (256 for 224), cut at random to
+    released: each image on its own is turned by 0/90/180/270 degrees, jittered and flipped (EKAGen's released code).
+    aligned: one draw for all images of a study: a turn of at most 5 degrees, jitter, no flip, so that "left" and
+    "right" of the report stay true and teacher and student see the same image.
+    crop, crop_flip: each image on its own is resized to a shorter side of 8/7 of `side` (256 for 224), cut at random to
     the square, and with crop_flip mirrored half of the time (the R2Gen family's released code).
     none: resized to the square.
     """
@@ -123,37 +123,37 @@ class Augmentation:
 
     @property
     def name(self) -> str:
-        """Names what `resize` does: pictures resized alike share a cache."""
+        """Names what `resize` does: images resized alike share a cache."""
         form = f"shorter{round(self.side * 8 / 7)}" if self.kind.startswith("crop") else f"square{self.side}"
         return form if self.resize_filter == "bicubic" else f"{form}{self.resize_filter}"
 
-    def resize(self, picture: Image.Image) -> Image.Image:
-        """The picture at the size that the changes start from."""
+    def resize(self, image: Image.Image) -> Image.Image:
+        """The image at the size that the changes start from."""
         if self.kind.startswith("crop"):
-            return functional.resize(picture, round(self.side * 8 / 7), InterpolationMode(self.resize_filter))
-        return square(picture, self.side, self.resize_filter)
+            return functional.resize(image, round(self.side * 8 / 7), InterpolationMode(self.resize_filter))
+        return square(image, self.side, self.resize_filter)
 
-    def __call__(self, pictures: list[Image.Image], draw: random.Random) -> list[Image.Image]:
-        """pictures of one study (all views, complete and masked) -> the same, changed; `draw` decides everything."""
+    def __call__(self, images: list[Image.Image], draw: random.Random) -> list[Image.Image]:
+        """images of one study (all views, complete and masked) -> the same, changed; `draw` decides everything."""
         if self.kind == "none":
-            return pictures
+            return images
         if self.kind.startswith("crop"):
-            return [self._crop(picture, draw) for picture in pictures]
+            return [self._crop(image, draw) for image in images]
         if self.kind == "released":
-            return [self._released(picture, draw) for picture in pictures]
+            return [self._released(image, draw) for image in images]
         angle, jitter = draw.uniform(-5, 5), _jitter_settings(draw)
-        return [_jitter(functional.rotate(p, angle, InterpolationMode.BILINEAR), jitter) for p in pictures]
+        return [_jitter(functional.rotate(p, angle, InterpolationMode.BILINEAR), jitter) for p in images]
 
-    def _crop(self, picture: Image.Image, draw: random.Random) -> Image.Image:
-        left, top = (draw.randint(0, length - self.side) for length in picture.size)
-        picture = picture.crop((left, top, left + self.side, top + self.side))
-        return functional.hflip(picture) if self.kind == "crop_flip" and draw.random() < 0.5 else picture
+    def _crop(self, image: Image.Image, draw: random.Random) -> Image.Image:
+        left, top = (draw.randint(0, length - self.side) for length in image.size)
+        image = image.crop((left, top, left + self.side, top + self.side))
+        return functional.hflip(image) if self.kind == "crop_flip" and draw.random() < 0.5 else image
 
     @staticmethod
-    def _released(picture: Image.Image, draw: random.Random) -> Image.Image:
-        picture = picture.rotate(draw.choice((0, 90, 180, 270)), expand=True)
-        picture = _jitter(picture, _jitter_settings(draw))
-        return functional.hflip(picture) if draw.random() < 0.5 else picture
+    def _released(image: Image.Image, draw: random.Random) -> Image.Image:
+        image = image.rotate(draw.choice((0, 90, 180, 270)), expand=True)
+        image = _jitter(image, _jitter_settings(draw))
+        return functional.hflip(image) if draw.random() < 0.5 else image
 
 
 def _jitter_settings(draw: random.Random) -> tuple[list[int], dict[int, float]]:
@@ -163,9 +163,9 @@ def _jitter_settings(draw: random.Random) -> tuple[list[int], dict[int, float]]:
     return order, factors
 
 
-def _jitter(picture: Image.Image, settings: tuple[list[int], dict[int, float]]) -> Image.Image:
+def _jitter(image: Image.Image, settings: tuple[list[int], dict[int, float]]) -> Image.Image:
     change = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
     order, factors = settings
     for number in order:
-        picture = change[number](picture, factors[number])
-    return picture
+        image = change[number](image, factors[number])
+    return image

@@ -1,6 +1,6 @@
-"""Stores of ADM masks: one packed row per picture, or the authors' tree of .npy files; reading, making, importing.
+"""Stores of ADM masks: one packed row per image, or the authors' tree of .npy files; reading, making, importing.
 
-A store is a folder: masks.bits (packed bits, one row per picture), pictures.json, manifest.json. It is made in
+A store is a folder: masks.bits (packed bits, one row per image), images.json, manifest.json. It is made in
 `.<name>.unfinished` beside its place and renamed when whole.
 """
 
@@ -27,41 +27,41 @@ ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)  # 
 
 
 class MaskStore:
-    """Masks by picture path (as in the annotation): our packed store, or the authors' tree of .npy files."""
+    """Masks by image path (as in the annotation): our packed store, or the authors' tree of .npy files."""
 
-    def get(self, picture: str) -> np.ndarray:
-        """bool [side, side]. Raises InputError when the picture has no mask."""
+    def get(self, image: str) -> np.ndarray:
+        """bool [side, side]. Raises InputError when the image has no mask."""
         raise NotImplementedError
 
-    def has(self, picture: str) -> bool:
+    def has(self, image: str) -> bool:
         raise NotImplementedError
 
 
 class MaskTree(MaskStore):
-    """`<root>/<picture path without ending>.npy`, boolean arrays, as released (images300_array/)."""
+    """`<root>/<image path without ending>.npy`, boolean arrays, as released (images300_array/)."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
-    def _path(self, picture: str) -> Path:
-        return self.root / Path(picture).with_suffix(".npy")
+    def _path(self, image: str) -> Path:
+        return self.root / Path(image).with_suffix(".npy")
 
-    def has(self, picture: str) -> bool:
-        return self._path(picture).is_file()
+    def has(self, image: str) -> bool:
+        return self._path(image).is_file()
 
-    def get(self, picture: str) -> np.ndarray:
-        path = self._path(picture)
+    def get(self, image: str) -> np.ndarray:
+        path = self._path(image)
         try:
             mask = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise InputError(f"ADM mask {path} cannot be read: {error}") from error
         if mask.ndim != 2 or mask.dtype != bool:
-            raise InputError(f"ADM mask {path}: expected a boolean picture, found {mask.dtype} {mask.shape}")
+            raise InputError(f"ADM mask {path}: expected a boolean image, found {mask.dtype} {mask.shape}")
         return mask
 
 
 class PackedMasks(MaskStore):
-    """Folder with `masks.bits` (one row of packed bits per picture, memory-mapped), `pictures.json` and a manifest."""
+    """Folder with `masks.bits` (one row of packed bits per image, memory-mapped), `images.json` and a manifest."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -70,20 +70,20 @@ class PackedMasks(MaskStore):
             raise InputError(f"{root} is not a mask store: its manifest.json is missing or says something else")
         self.side = manifest["side"]
         self.manifest = manifest
-        pictures = json.loads((self.root / "pictures.json").read_text(encoding="utf-8"))
-        self.rows = {picture: row for row, picture in enumerate(pictures)}
+        images = json.loads((self.root / "images.json").read_text(encoding="utf-8"))
+        self.rows = {image: row for row, image in enumerate(images)}
         width = row_bytes(self.side)
-        if os.path.getsize(self.root / "masks.bits") != len(pictures) * width:
-            raise InputError(f"{root}: masks.bits does not hold {len(pictures)} masks; generate the store again")
-        self.bits = np.memmap(self.root / "masks.bits", np.uint8, "r", shape=(len(pictures), width))
+        if os.path.getsize(self.root / "masks.bits") != len(images) * width:
+            raise InputError(f"{root}: masks.bits does not hold {len(images)} masks; generate the store again")
+        self.bits = np.memmap(self.root / "masks.bits", np.uint8, "r", shape=(len(images), width))
 
-    def has(self, picture: str) -> bool:
-        return picture in self.rows
+    def has(self, image: str) -> bool:
+        return image in self.rows
 
-    def get(self, picture: str) -> np.ndarray:
-        if picture not in self.rows:
-            raise InputError(f"{self.root} has no mask of {picture}; it was made from another set of pictures")
-        bits = np.unpackbits(self.bits[self.rows[picture]], count=self.side * self.side)
+    def get(self, image: str) -> np.ndarray:
+        if image not in self.rows:
+            raise InputError(f"{self.root} has no mask of {image}; it was made from another set of images")
+        bits = np.unpackbits(self.bits[self.rows[image]], count=self.side * self.side)
         return bits.astype(bool).reshape(self.side, self.side)
 
 
@@ -102,15 +102,15 @@ def open_masks(path: str | Path) -> MaskStore:
 
 @dataclass(frozen=True)
 class MaskRule:
-    """(picture path, picture) -> its masked view, by the masks of a store; see apply_mask."""
+    """(image path, image) -> its masked view, by the masks of a store; see apply_mask."""
 
     masks: MaskStore
     theta: float
     gamma: float
     beta: float = 1.0
 
-    def __call__(self, path: str, picture: Image.Image) -> Image.Image:
-        return apply_mask(picture, self.masks.get(path), theta=self.theta, gamma=self.gamma, beta=self.beta)
+    def __call__(self, path: str, image: Image.Image) -> Image.Image:
+        return apply_mask(image, self.masks.get(path), theta=self.theta, gamma=self.gamma, beta=self.beta)
 
 
 
@@ -122,11 +122,11 @@ def packed(masks: np.ndarray) -> np.ndarray:
 class StoreWriter:
     """A mask store in the making, in `.<name>.unfinished` beside `out`; continues one of the same inputs.
 
-    inputs: what the masks depend on, plain JSON values. pictures: one row each, in this order. side: of a mask.
+    inputs: what the masks depend on, plain JSON values. images: one row each, in this order. side: of a mask.
     """
 
-    def __init__(self, out: str | Path, inputs: dict, pictures: list[str], side: int = SIDE) -> None:
-        self.out, self.inputs, self.pictures, self.side = Path(out), inputs, pictures, side
+    def __init__(self, out: str | Path, inputs: dict, images: list[str], side: int = SIDE) -> None:
+        self.out, self.inputs, self.images, self.side = Path(out), inputs, images, side
         self.folder = self.out.with_name(f".{self.out.name}.unfinished")
         self.width = row_bytes(side)
         self.done, self.broken, self.message = 0, {}, ""
@@ -140,7 +140,7 @@ class StoreWriter:
         if found and not (changed := differences(found["inputs"], self.inputs)):
             self.done, self.broken = found["done"], dict(found["broken"])
             os.truncate(self.folder / "masks.bits.partial", self.done * self.width)
-            self.message = f"continuing {self.folder} after {self.done} of {len(self.pictures)} masks"
+            self.message = f"continuing {self.folder} after {self.done} of {len(self.images)} masks"
             return
         if self.folder.exists():
             why = f"it belongs to other inputs: {'; '.join(changed)}" if found else "it cannot be read"
@@ -172,13 +172,13 @@ class StoreWriter:
         """Append packed masks [n, row_bytes]; wrong: rows without a mask, by place. Noted on disk every few seconds."""
         try:
             self.file.write(rows.tobytes())
-            self.broken |= {self.pictures[self.done + place]: text for place, text in (wrong or {}).items()}
+            self.broken |= {self.images[self.done + place]: text for place, text in (wrong or {}).items()}
             self.done += len(rows)
             if time.monotonic() - self.flushed > FLUSH_SECONDS:
                 self.flush()
         except OSError as error:
             free = shutil.disk_usage(self.folder).free / 2**20
-            need = (len(self.pictures) - self.done) * self.width / 2**20
+            need = (len(self.images) - self.done) * self.width / 2**20
             raise InputError(
                 f"cannot write {self.folder} ({error.strerror}): {free:,.0f} MiB are free, {need:,.0f} are still needed; "
                 "make room and run the command again, it goes on from here"
@@ -199,34 +199,34 @@ class StoreWriter:
     def finish(self, **facts) -> dict:
         """Name the folder `out`, in place of what stood there; facts go into the manifest. Returns the manifest.
 
-        Pictures noted as broken are left out. InputError when masks are missing.
+        Images noted as broken are left out. InputError when masks are missing.
         """
         self.close()
-        if self.done != len(self.pictures):
-            raise InputError(f"{self.folder} holds {self.done} of {len(self.pictures)} masks")
+        if self.done != len(self.images):
+            raise InputError(f"{self.folder} holds {self.done} of {len(self.images)} masks")
         partial, bits = self.folder / "masks.bits.partial", self.folder / "masks.bits"
-        kept = [picture for picture in self.pictures if picture not in self.broken]
+        kept = [image for image in self.images if image not in self.broken]
         if self.broken:
-            rows = np.memmap(partial, np.uint8, "r", shape=(len(self.pictures), self.width))
+            rows = np.memmap(partial, np.uint8, "r", shape=(len(self.images), self.width))
             with open(bits, "wb") as file:
-                for picture, row in zip(self.pictures, rows):
-                    if picture not in self.broken:
+                for image, row in zip(self.images, rows):
+                    if image not in self.broken:
                         file.write(row.tobytes())
             partial.unlink()
         else:
             os.replace(partial, bits)
         text = json.dumps(kept, ensure_ascii=False)
-        write_atomic(self.folder / "pictures.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomic(self.folder / "images.json", lambda path: path.write_text(text, encoding="utf-8"))
         shares = kept_shares(bits, self.side)
         manifest = make_manifest(
             WHOLE,
             side=self.side,
-            pictures=len(kept),
+            images=len(kept),
             left_out=self.broken,
             mean_kept_share=round(float(shares.mean()), 4) if len(shares) else None,
             empty_masks=int((shares == 0).sum()),
             inputs=self.inputs,
-            sha256={name: sha256(self.folder / name) for name in ("masks.bits", "pictures.json")},
+            sha256={name: sha256(self.folder / name) for name in ("masks.bits", "images.json")},
             command=" ".join(sys.argv),
             **facts,
         )
@@ -267,7 +267,7 @@ def print_store(out: Path, manifest: dict) -> None:
     """One line about a finished store."""
     size = os.path.getsize(out / "masks.bits")
     print(
-        f"{out}: {manifest['pictures']} masks, {size / 2**20:,.1f} MiB, mean kept share {manifest['mean_kept_share']}, "
+        f"{out}: {manifest['images']} masks, {size / 2**20:,.1f} MiB, mean kept share {manifest['mean_kept_share']}, "
         f"{manifest['empty_masks']} empty, {len(manifest['left_out'])} left out"
     )
 
@@ -281,42 +281,42 @@ def check_room(out: Path, need: int) -> None:
 
 
 def export_tree(store: PackedMasks, root: str | Path) -> int:
-    """Write every mask of a store as <root>/<picture path>.npy, the authors' layout; returns how many."""
+    """Write every mask of a store as <root>/<image path>.npy, the authors' layout; returns how many."""
     root = Path(root)
     taken = {}
-    for picture in store.rows:
-        path = Path(picture).with_suffix(".npy")
+    for image in store.rows:
+        path = Path(image).with_suffix(".npy")
         if path.is_absolute() or ".." in path.parts:
-            raise InputError(f"{store.root}: picture {picture} leaves the folder it belongs to")
-        if taken.setdefault(path, picture) != picture:
-            raise InputError(f"{picture} and {taken[path]} would share the file {path}")
-    for picture in tqdm(store.rows, desc="writing .npy files", mininterval=1, disable=None):
-        path = root / Path(picture).with_suffix(".npy")
+            raise InputError(f"{store.root}: image {image} leaves the folder it belongs to")
+        if taken.setdefault(path, image) != image:
+            raise InputError(f"{image} and {taken[path]} would share the file {path}")
+    for image in tqdm(store.rows, desc="writing .npy files", mininterval=1, disable=None):
+        path = root / Path(image).with_suffix(".npy")
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary := path.with_name(f".{path.name}.{os.getpid()}.tmp"), "wb") as file:
-            np.save(file, store.get(picture))
+            np.save(file, store.get(image))
         os.replace(temporary, path)
     return len(store.rows)
 
 
-def import_tree(args, pictures: list[str]) -> dict:
+def import_tree(args, images: list[str]) -> dict:
     """Pack the .npy tree --import_tree into the store --out; returns its manifest.
 
-    InputError when pictures have no mask (all in one message; --skip_broken goes on without) or masks differ in size.
+    InputError when images have no mask (all in one message; --skip_broken goes on without) or masks differ in size.
     """
     tree, out = MaskTree(args.import_tree), Path(args.out)
     if not tree.root.is_dir():
         raise InputError(f"--import_tree: no folder {tree.root}")
-    missing = [picture for picture in pictures if not tree.has(picture)]
-    if missing and (not args.skip_broken or len(missing) == len(pictures)):
+    missing = [image for image in images if not tree.has(image)]
+    if missing and (not args.skip_broken or len(missing) == len(images)):
         shown = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
-        hint = "" if len(missing) == len(pictures) else "; pass --skip_broken to go on without"
-        raise InputError(f"--import_tree {tree.root} has no mask for {len(missing)} of {len(pictures)} pictures{hint}: {shown}")
-    present = [picture for picture in pictures if tree.has(picture)]
+        hint = "" if len(missing) == len(images) else "; pass --skip_broken to go on without"
+        raise InputError(f"--import_tree {tree.root} has no mask for {len(missing)} of {len(images)} images{hint}: {shown}")
+    present = [image for image in images if tree.has(image)]
     digest = hashlib.sha256()
-    for picture in present:
-        path = tree.root / Path(picture).with_suffix(".npy")
-        digest.update(f"{picture} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    for image in present:
+        path = tree.root / Path(image).with_suffix(".npy")
+        digest.update(f"{image} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
     inputs = {"tree": str(tree.root.resolve()), "files_sha256": digest.hexdigest()}
     manifest = None if args.overwrite else kept_store(out, inputs)
     if manifest:
@@ -330,10 +330,10 @@ def import_tree(args, pictures: list[str]) -> dict:
     if store.message:
         print(store.message)
     try:
-        for picture in tqdm(present[store.done :], desc="packing", mininterval=1, disable=None):
-            mask = tree.get(picture)
+        for image in tqdm(present[store.done :], desc="packing", mininterval=1, disable=None):
+            mask = tree.get(image)
             if mask.shape != shape:
-                raise InputError(f"--import_tree: the mask of {picture} has {mask.shape} pixels, that of {present[0]} {shape}")
+                raise InputError(f"--import_tree: the mask of {image} has {mask.shape} pixels, that of {present[0]} {shape}")
             store.add(packed(mask[None]))
     finally:
         store.close()

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.batches import StudyDataset
-from data.image_cache import PictureCache, fingerprint, open_cache
+from data.image_cache import ImageCache, fingerprint, open_cache
 from data.images import Augmentation
 from data.mask_store import MaskRule, MaskStore, open_masks
-from data.studies import Study, check_pictures, check_studies, data_card, read_annotation, without_broken
+from data.studies import Study, check_images, check_studies, data_card, read_annotation, without_broken
 from modules import processes
 from modules.artefact import read_manifest, write_json
 from modules.errors import InputError, Problems
@@ -20,11 +20,11 @@ from modules.text.labels import read_label_table
 
 @dataclass
 class RunData:
-    """The studies of a run and what lies beside their pictures.
+    """The studies of a run and what lies beside their images.
 
     studies: by split, broken ones already left out. listed: studies of the annotation by split, broken ones counted.
     masks: store of ADM masks or None. diagnosis: {id: K bits} or None where a DiagnosisBot will tell. caches: decoded
-    pictures by split, where they are kept. corpora: the words of the reports by split.
+    images by split, where they are kept. corpora: the words of the reports by split.
     """
 
     studies: dict[str, list[Study]]
@@ -35,16 +35,16 @@ class RunData:
     oracle: bool = False
     tables: dict[str, dict] = field(default_factory=dict)
     texts: dict[str, list[str]] = field(default_factory=dict)
-    caches: dict[str, PictureCache] = field(default_factory=dict)
+    caches: dict[str, ImageCache] = field(default_factory=dict)
     corpora: dict[str, Corpus] = field(default_factory=dict)
 
 
 def open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts=False, training=False) -> RunData:
     """Read the annotation and look at every study of the splits of `inputs`; what is wrong goes to `problems`.
 
-    inputs: by split, what its studies must bring beside pictures and report: "masks" (ADM), "diagnosis" (of a table or a
+    inputs: by split, what its studies must bring beside images and report: "masks" (ADM), "diagnosis" (of a table or a
     DiagnosisBot), "labels" (of their reports). texts: keep the training and validation reports too (scoring counts their
-    words); training never asks for the texts of the test split. training: the pictures of "train" will be augmented.
+    words); training never asks for the texts of the test split. training: the images of "train" will be augmented.
     """
     # a million new objects that stay: searching them for garbage takes longer than reading them, and frozen they are not
     # touched, and so not copied, by the collector of a worker process either
@@ -69,13 +69,13 @@ def _open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts: 
         problems.check(bool(rows), f"{args.ann_path} has no {split} studies")
     broken, caches, known = {}, {}, None
     if problems.check(Path(args.image_dir).is_dir(), f"--image_dir: no folder {args.image_dir}"):
-        if args.picture_cache and not problems.texts:
+        if args.image_cache and not problems.texts:
             kinds = {"train": args.augment if training else "none"}
             caches = {s: _open_cache(args, s, rows, kinds.get(s, "none")) for s, rows in everything.items()}
             known = {path: why for cache in caches.values() for path, why in cache.manifest["broken"].items()}
         elif not problems.texts:
-            known = processes.first_then_others(lambda: _check_pictures(args, everything))
-        settings = {"cleaning": args.cleaning, "max_views": args.max_views, "depth": args.picture_check, "known": known}
+            known = processes.first_then_others(lambda: _check_images(args, everything))
+        settings = {"cleaning": args.cleaning, "max_views": args.max_views, "depth": args.image_check, "known": known}
         broken = check_studies(everything, args.image_dir, **settings)
     studies = without_broken(everything, broken, skip=args.skip_broken, problems=problems)
     card = data_card(studies, broken, name=args.dataset_name, ann_path=args.ann_path, max_views=args.max_views)
@@ -96,29 +96,29 @@ def _open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts: 
 
 
 def _paths(args, rows: list[Study]) -> list[str]:
-    return [path for study in rows for path in study.pictures[: args.max_views]]
+    return [path for study in rows for path in study.images[: args.max_views]]
 
 
-def _open_cache(args, split: str, rows: list[Study], kind: str) -> PictureCache:
-    """The decoded pictures of a split, made where they are not there yet."""
+def _open_cache(args, split: str, rows: list[Study], kind: str) -> ImageCache:
+    """The decoded images of a split, made where they are not there yet."""
     sizes = Augmentation(kind, args.image_size, args.resize_filter)
-    folder = Path(args.knowledge_dir) / "pictures" / f"{sizes.name}_{args.max_views}" / split
+    folder = Path(args.knowledge_dir) / "images" / f"{sizes.name}_{args.max_views}" / split
     paths = _paths(args, rows)
     return processes.first_then_others(lambda: open_cache(folder, args.image_dir, paths, sizes.resize, name=sizes.name))
 
 
-def _check_pictures(args, everything: dict[str, list[Study]]) -> dict[str, str]:
-    """{picture: what is wrong}; pictures that were looked at before and have not changed since are not opened again."""
+def _check_images(args, everything: dict[str, list[Study]]) -> dict[str, str]:
+    """{image: what is wrong}; images that were looked at before and have not changed since are not opened again."""
     known = {}
     for split, rows in everything.items():
         paths = _paths(args, rows)
-        record = Path(args.knowledge_dir) / "pictures" / f"checked_{args.picture_check}_{split}.json"
+        record = Path(args.knowledge_dir) / "images" / f"checked_{args.image_check}_{split}.json"
         facts = {"files_sha256": fingerprint(args.image_dir, paths)}
         before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
         if facts.items() <= before.items():
             known |= before["broken"]
             continue
-        found = check_pictures(paths, args.image_dir, depth=args.picture_check)
+        found = check_images(paths, args.image_dir, depth=args.image_check)
         write_json(record, {**facts, "broken": found})
         known |= found
     return known
@@ -137,12 +137,12 @@ def _open_masks(args, data: RunData, splits, problems: Problems) -> None:
     except InputError as error:
         problems.add(f"--adm_masks: {error}")
         return
-    used = [p for split in splits for study in data.studies[split] for p in study.pictures[: args.max_views]]
-    missing = [picture for picture in used if not data.masks.has(picture)]
+    used = [p for split in splits for study in data.studies[split] for p in study.images[: args.max_views]]
+    missing = [image for image in used if not data.masks.has(image)]
     text = (
-        f"--adm_masks {args.adm_masks} has no mask for {len(missing)} of {len(used)} pictures (such as {missing[:3]})"
+        f"--adm_masks {args.adm_masks} has no mask for {len(missing)} of {len(used)} images (such as {missing[:3]})"
     )
-    problems.check(not missing, f"{text}: it was made from other pictures, or its making is unfinished")
+    problems.check(not missing, f"{text}: it was made from other images, or its making is unfinished")
 
 
 def _open_diagnosis(args, data: RunData, splits, problems: Problems) -> None:
@@ -164,7 +164,7 @@ def _read_labels(args, flag: str, data: RunData, splits, problems: Problems) -> 
         return {}
     missing = [study.id for split in splits for study in data.studies[split] if study.id not in table]
     problems.check(not missing, f"--{flag} {path} lacks {len(missing)} studies, such as {missing[:3]}")
-    oracle = manifest.get("source") != "pictures" and bool({"val", "test"} & set(splits))
+    oracle = manifest.get("source") != "images" and bool({"val", "test"} & set(splits))
     problems.check(
         args.oracle_labels or not oracle,
         f"--{flag} {path} was made from reports, also of the studies that are scored: that is an "

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.images import picture_problem
+from data.images import image_problem
 from modules.errors import InputError, Problems
 from modules.text.cleaning import clean_report
 
@@ -24,11 +24,11 @@ LETTER = re.compile("[a-zA-Z]")
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """One study: id, raw report text, picture paths below the image folder in the annotation's order, split."""
+    """One study: id, raw report text, image paths below the image folder in the annotation's order, split."""
 
     id: str
     report: str
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     split: str
 
 
@@ -65,8 +65,8 @@ def read_annotation(path: str | Path) -> dict[str, list[Study]]:
 def _is_study(row) -> bool:
     if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("report"), str):
         return False
-    pictures = row.get("image_path")
-    return isinstance(pictures, list) and all(isinstance(picture, str) for picture in pictures)
+    images = row.get("image_path")
+    return isinstance(images, list) and all(isinstance(image, str) for image in images)
 
 
 def check_studies(
@@ -79,10 +79,10 @@ def check_studies(
     known: dict[str, str] | None = None,
     progress=True,
 ) -> dict[str, str]:
-    """Look at every study and at the pictures that will be used; returns {study id: what is wrong} for the broken ones.
+    """Look at every study and at the images that will be used; returns {study id: what is wrong} for the broken ones.
 
-    depth: "full" decodes each picture, "quick" reads its header and its end. known: {picture: what is wrong} where the
-    pictures have been decoded already; no file is opened then.
+    depth: "full" decodes each image, "quick" reads its header and its end. known: {image: what is wrong} where the
+    images have been decoded already; no file is opened then.
     """
     broken: dict[str, str] = {}
     listed = [study for rows in studies.values() for study in rows]
@@ -94,28 +94,28 @@ def check_studies(
         # cleaning leaves every letter, so only a report without any has to be cleaned
         elif not LETTER.search(study.report) and not clean_report(study.report, cleaning).strip(" ."):
             broken[study.id] = "empty report"
-        elif not study.pictures:
-            broken[study.id] = "no picture"
+        elif not study.images:
+            broken[study.id] = "no image"
         else:
             looked_at.append(study)
     if known is None:
-        pictures = [picture for study in looked_at for picture in study.pictures[:max_views]]
-        known = check_pictures(pictures, image_dir, depth=depth, progress=progress)
+        images = [image for study in looked_at for image in study.images[:max_views]]
+        known = check_images(images, image_dir, depth=depth, progress=progress)
     for study in looked_at:
-        reasons = [known[picture] for picture in study.pictures[:max_views] if picture in known]
+        reasons = [known[image] for image in study.images[:max_views] if image in known]
         if reasons:
             broken[study.id] = reasons[0]
     return broken
 
 
-def check_pictures(pictures: list[str], image_dir: str | Path, *, depth: str, progress: bool = True) -> dict[str, str]:
-    """{picture: what is wrong} for those of `pictures` (paths below image_dir) that cannot be used."""
-    pictures = list(dict.fromkeys(pictures))
+def check_images(images: list[str], image_dir: str | Path, *, depth: str, progress: bool = True) -> dict[str, str]:
+    """{image: what is wrong} for those of `images` (paths below image_dir) that cannot be used."""
+    images = list(dict.fromkeys(images))
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda picture: picture_problem(f"{image_dir}/{picture}", depth), pictures)
-        settings = {"desc": "checking pictures", "disable": None if progress else True, "leave": False}
+        found = pool.map(lambda image: image_problem(f"{image_dir}/{image}", depth), images)
+        settings = {"desc": "checking images", "disable": None if progress else True, "leave": False}
         return {
-            picture: problem for picture, problem in tqdm(zip(pictures, found), total=len(pictures), **settings) if problem
+            image: problem for image, problem in tqdm(zip(images, found), total=len(images), **settings) if problem
         }
 
 
@@ -139,8 +139,8 @@ def data_card(studies: dict[str, list[Study]], broken: dict[str, str], *, name: 
     card = {"data_set": name, "annotation": str(ann_path), "section": "report", "views_used": max_views, "splits": {}}
     for split, rows in studies.items():
         ids = hashlib.sha256("\n".join(sorted(study.id for study in rows)).encode()).hexdigest()[:16]
-        views = dict(sorted(Counter(len(study.pictures) for study in rows).items()))
-        card["splits"][split] = {"studies": len(rows), "pictures_per_study": views, "ids_sha256": ids}
+        views = dict(sorted(Counter(len(study.images) for study in rows).items()))
+        card["splits"][split] = {"studies": len(rows), "images_per_study": views, "ids_sha256": ids}
     card["skipped"] = dict(broken)
     return card
 
@@ -149,7 +149,7 @@ def card_text(card: dict) -> str:
     """The data card for people."""
     lines = [f'data set {card["data_set"]}: {card["annotation"]} (text: its "{card["section"]}" field)']
     for split, facts in card["splits"].items():
-        views = ", ".join(f"{count} with {number}" for number, count in facts["pictures_per_study"].items())
-        lines.append(f"  {split:5s} {facts['studies']:>7,d} studies (pictures: {views})  ids {facts['ids_sha256']}")
-    lines.append(f"  pictures used per study: first {card['views_used']}; broken and skipped: {len(card['skipped'])}")
+        views = ", ".join(f"{count} with {number}" for number, count in facts["images_per_study"].items())
+        lines.append(f"  {split:5s} {facts['studies']:>7,d} studies (images: {views})  ids {facts['ids_sha256']}")
+    lines.append(f"  images used per study: first {card['views_used']}; broken and skipped: {len(card['skipped'])}")
     return "\n".join(lines)

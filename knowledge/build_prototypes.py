@@ -1,11 +1,11 @@
-"""Build the prototypes of XProNet: per label, clusters of the picture and text features of the training studies.
+"""Build the prototypes of XProNet: per label, clusters of the image and text features of the training studies.
 
     python -m knowledge.build_prototypes --dataset_name iu_xray [--visual_extractor efficientnet_lite0]
     python -m knowledge.build_prototypes --dataset_name iu_xray --chexbert_path chexbert.pth --chexbert_vocab vocab.txt
 
-A study's features: text and picture joined. Picture: the ImageNet network of --visual_extractor, mean over the patches of
+A study's features: text and image joined. Image: the ImageNet network of --visual_extractor, mean over the patches of
 all views. Text: CheXbert's BERT when it is given, else a stand-in that needs no download (see stand_in_text). As published,
-half of a label's prototypes come from the pictures and half from their mirror images. Other flags are those of training.
+half of a label's prototypes come from the images and half from their mirror images. Other flags are those of training.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from modules.text.cleaning import clean_report
 from modules.text.labels import CHEXPERT_14, NO_FINDING
 
 VERSION = 1  # raise it when the same inputs give other prototypes
-STAND_IN = "stand-in: tf-idf of the words, randomly projected, scaled to the pictures' features; not CheXbert"
+STAND_IN = "stand-in: tf-idf of the words, randomly projected, scaled to the images' features; not CheXbert"
 
 
 @torch.no_grad()
-def picture_features(flags, studies, device, *, mirror: bool) -> list[torch.Tensor]:
-    """[N, C] of the pictures, and with `mirror` [N, C] of their mirror images."""
+def image_features(flags, studies, device, *, mirror: bool) -> list[torch.Tensor]:
+    """[N, C] of the images, and with `mirror` [N, C] of their mirror images."""
     extractor = VisualExtractor(flags.visual_extractor, freeze="none", dilate=flags.dilate)
     where = {"weights_dir": flags.weights_dir, "offline": flags.offline}
     load_backbone(extractor.body, flags.visual_extractor, flags.extractor_weights, **where)
@@ -48,11 +48,11 @@ def picture_features(flags, studies, device, *, mirror: bool) -> list[torch.Tens
     dataset = StudyDataset(studies, flags.image_dir, needs={"images"}, **shape)
     loader = make_loader(dataset, batch_size=flags.batch_size, num_workers=flags.num_workers, shuffle=False)
     rows: list[list[torch.Tensor]] = [[], []] if mirror else [[]]
-    for batch in tqdm(loader, desc="looking at pictures", disable=None, leave=False):
+    for batch in tqdm(loader, desc="looking at images", disable=None, leave=False):
         batch = batch.to(device)
         for number, kind in enumerate(rows):
-            pictures = batch.images.flip(-1) if number else batch.images
-            means = extractor(pictures.flatten(0, 1)).mean((2, 3)).unflatten(0, pictures.shape[:2])
+            images = batch.images.flip(-1) if number else batch.images
+            means = extractor(images.flatten(0, 1)).mean((2, 3)).unflatten(0, images.shape[:2])
             real = means.new_ones(means.shape[:2]) if batch.view_mask is None else batch.view_mask
             kind.append(((means * real[..., None]).sum(1) / real.sum(1, keepdim=True)).cpu())
     return [torch.cat(kind) for kind in rows]
@@ -101,9 +101,9 @@ def kmeans(points: torch.Tensor, count: int, *, seed: int, rounds: int = 100) ->
     centres = points[torch.randint(len(points), (1,), generator=draw)]
     nearest = torch.cdist(points, centres)[:, 0]
     while len(centres) < count:
-        chances = nearest.square()
-        chances = chances if chances.sum() > 0 else torch.ones_like(chances)
-        centres = torch.cat([centres, points[torch.multinomial(chances, 1, generator=draw)]])
+        probabilities = nearest.square()
+        probabilities = probabilities if probabilities.sum() > 0 else torch.ones_like(probabilities)
+        centres = torch.cat([centres, points[torch.multinomial(probabilities, 1, generator=draw)]])
         nearest = torch.minimum(nearest, torch.cdist(points, centres[-1:])[:, 0])
     before = None
     for _ in range(rounds):
@@ -123,7 +123,7 @@ def kmeans(points: torch.Tensor, count: int, *, seed: int, rounds: int = 100) ->
 
 
 def cluster(features: list[torch.Tensor], labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
-    """Prototypes [K * count, D], label after label. features: [N, D] per kind of picture (as it is, mirrored), labels [N, K].
+    """Prototypes [K * count, D], label after label. features: [N, D] per kind of image (as it is, mirrored), labels [N, K].
 
     A study without a label counts as No Finding. A label without a study gets the clusters of all studies.
     """
@@ -153,7 +153,7 @@ def build(args, flags) -> tuple[torch.Tensor, dict]:
     print(card_text(data.card))
     studies, device = data.studies["train"], choose_device(flags.device)
     reports = [study.report for study in studies]
-    pictures = picture_features(flags, studies, device, mirror=args.mirror)
+    images = image_features(flags, studies, device, mirror=args.mirror)
     if args.chexbert_path:
         texts, source = (
             chexbert_text(reports, args.chexbert_path, args.chexbert_vocab, device),
@@ -162,16 +162,16 @@ def build(args, flags) -> tuple[torch.Tensor, dict]:
     else:
         print(f"text features: {STAND_IN}")
         texts, source = stand_in_text(reports, flags.cleaning, flags.d_txt_ebd, flags.seed), STAND_IN
-        texts = texts * pictures[0].norm(dim=-1).mean()
+        texts = texts * images[0].norm(dim=-1).mean()
     labels = torch.tensor([data.tables["labels"][study.id] for study in studies])
-    rows = cluster([torch.cat([texts, kind], 1) for kind in pictures], labels, flags.num_prototypes, flags.seed)
+    rows = cluster([torch.cat([texts, kind], 1) for kind in images], labels, flags.num_prototypes, flags.seed)
     facts = {
         "data_set": flags.dataset_name,
         "split": "train",
         "studies": len(studies),
         "studies_by_label": dict(zip(CHEXPERT_14, (labels == 1).sum(0).tolist())),
         "text_features": {"source": source, "width": texts.shape[1]},
-        "picture_features": {"network": flags.visual_extractor, "width": pictures[0].shape[1], "mirrored": args.mirror},
+        "image_features": {"network": flags.visual_extractor, "width": images[0].shape[1], "mirrored": args.mirror},
         "label_source": read_manifest(flags.labels_path) or {},
     }
     return rows, facts
@@ -189,12 +189,12 @@ def read_flags(argv):
         "--mirror",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="half of the prototypes from mirrored pictures, as published",
+        help="half of the prototypes from mirrored images, as published",
     )
     own.add_argument("--out", help="where the prototypes go [<knowledge_dir>/prototypes.pt]")
     own.add_argument("--overwrite", action="store_true", help="replace prototypes that were built from other inputs")
     args, rest = parser.parse_known_args(argv)
-    flags = parse(["--model", "xpronet", "--no-picture_cache", *rest], "train", systems=tuple(SYSTEMS))  # read once
+    flags = parse(["--model", "xpronet", "--no-image_cache", *rest], "train", systems=tuple(SYSTEMS))  # read once
     args.out = args.out or flags.prototypes
     return args, flags
 

@@ -2,8 +2,8 @@
 
     python -m knowledge.check_adm --dataset_name miniature --split test
 
-For every label that is drawn in a picture: the pointing game (does the map's maximum lie on the finding, within a
-twentieth of the picture's side), and the IoU of the label's mask with the finding; beside both what a random point
+For every label that is drawn in an image: the pointing game (does the map's maximum lie on the finding, within a
+twentieth of the image's side), and the IoU of the label's mask with the finding; beside both what a random point
 and a random square of the mask's size reach. For the joined masks: how much of all that is drawn they keep.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.images import diagnosis_tensor, open_picture, square
+from data.images import diagnosis_tensor, open_image, square
 from data.miniature_set.build import load_truth
 from data.studies import SPLITS, read_annotation
 from knowledge.classifier.flags import add_shared, with_defaults
@@ -43,7 +43,7 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def random_box_iou(area: int, truth: np.ndarray, draw: np.random.Generator) -> float:
-    """Mean IoU with `truth` of BOXES squares of `area` pixels, thrown anywhere inside the picture."""
+    """Mean IoU with `truth` of BOXES squares of `area` pixels, thrown anywhere inside the image."""
     side = int(np.clip(round(area**0.5), 1, min(truth.shape)))
     total = np.pad(truth.cumsum(0).cumsum(1), ((1, 0), (1, 0)))  # [y, x]: truth above and left of it
     top, left = (draw.integers(0, length - side + 1, BOXES) for length in truth.shape)
@@ -53,7 +53,7 @@ def random_box_iou(area: int, truth: np.ndarray, draw: np.random.Generator) -> f
 
 @torch.no_grad()
 def check_maps(bot: DiagnosisBot, studies, image_dir, truth: dict, *, rule: str, device, seed: int = 0) -> dict:
-    """Means over the drawn findings of `studies` (first pictures, frontal), per label and for all.
+    """Means over the drawn findings of `studies` (first images, frontal), per label and for all.
 
     truth: of load_truth. Returns {"labels": {label: {findings, pointing, pointing_chance, iou, iou_chance}}, "all":
     the mean of the labels' rows, "joined": {kept, covered}}.
@@ -62,9 +62,9 @@ def check_maps(bot: DiagnosisBot, studies, image_dir, truth: dict, *, rule: str,
     bot = bot.to(device).eval()
     for study in studies:
         drawn = {f["label"]: f["mask"] for f in truth[study.id] if f["label"] in bot.labels and f["mask"].any()}
-        picture = square(open_picture(f"{image_dir}/{study.pictures[0]}"), SIDE)
-        maps, chances = gradcam(bot, diagnosis_tensor(picture, bot.side)[None].to(device), SIDE)
-        masks, said = masks_of(maps, rule)[0].cpu().numpy(), bot.diagnose(chances)[0].bool().cpu().numpy()
+        image = square(open_image(f"{image_dir}/{study.images[0]}"), SIDE)
+        maps, probabilities = gradcam(bot, diagnosis_tensor(image, bot.side)[None].to(device), SIDE)
+        masks, said = masks_of(maps, rule)[0].cpu().numpy(), bot.diagnose(probabilities)[0].bool().cpu().numpy()
         whole = np.zeros((SIDE, SIDE), bool)
         for label, small in drawn.items():
             real = np.array(Image.fromarray(small).resize((SIDE, SIDE), Image.Resampling.NEAREST))
@@ -97,7 +97,7 @@ def text(result: dict) -> str:
             f"{row['iou']:8.3f} ({row['iou_chance']:.3f})    {row['diagnosed']:9.3f}"
         )
     joined = result["joined"]
-    lines.append(f"joined masks keep {joined['kept']:.1%} of the picture and {joined['covered']:.1%} of what is drawn")
+    lines.append(f"joined masks keep {joined['kept']:.1%} of the image and {joined['covered']:.1%} of what is drawn")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The diagnoses of a data set by a DiagnosisBot, made once and kept: a study's diagnosis depends on its picture alone."""
+"""The diagnoses of a data set by a DiagnosisBot, made once and kept: a study's diagnosis depends on its image alone."""
 
 import csv
 import os
@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.images import diagnosis_tensor, open_picture, square
+from data.images import diagnosis_tensor, open_image, square
 from data.studies import Study
 from modules import processes
 from modules.artefact import write_atomic
@@ -17,8 +17,8 @@ from modules.nets.adm import SIDE
 from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
 
 
-class FirstPictures(Dataset):
-    """The first picture of each study as the DiagnosisBot sees it: [3, S, S]."""
+class FirstImages(Dataset):
+    """The first image of each study as the DiagnosisBot sees it: [3, S, S]."""
 
     def __init__(self, studies: list[Study], image_dir, side: int) -> None:
         self.studies, self.image_dir, self.side = studies, image_dir, side
@@ -27,25 +27,25 @@ class FirstPictures(Dataset):
         return len(self.studies)
 
     def __getitem__(self, place: int) -> torch.Tensor:
-        picture = open_picture(f"{self.image_dir}/{self.studies[place].pictures[0]}")
-        return diagnosis_tensor(square(picture, SIDE), self.side)
+        image = open_image(f"{self.image_dir}/{self.studies[place].images[0]}")
+        return diagnosis_tensor(square(image, SIDE), self.side)
 
 
 @torch.no_grad()
 def probabilities(bot: DiagnosisBot, studies, image_dir, *, device, num_workers=0, batch_size=32, progress=True):
-    """{study id: K probabilities} of the first pictures, float."""
+    """{study id: K probabilities} of the first images, float."""
     bot = bot.to(device).eval()
-    loader = DataLoader(FirstPictures(studies, image_dir, bot.side), batch_size=batch_size, num_workers=num_workers)
+    loader = DataLoader(FirstImages(studies, image_dir, bot.side), batch_size=batch_size, num_workers=num_workers)
     rows = []
-    for pictures in tqdm(loader, desc="diagnosing", disable=None if progress else True, leave=False):
-        rows += bot(pictures.to(device)).float().cpu().tolist()
+    for images in tqdm(loader, desc="diagnosing", disable=None if progress else True, leave=False):
+        rows += bot(images.to(device)).float().cpu().tolist()
     return {study.id: row for study, row in zip(studies, rows)}
 
 
 def diagnosis_table(bot: DiagnosisBot, studies, image_dir, *, folder, device, num_workers=0, progress=True):
     """{study id: K bits}, from the cache in `folder` where it has the study, the rest diagnosed and added.
 
-    The cache belongs to the bot's weights; a row counts only for the same picture path and file size.
+    The cache belongs to the bot's weights; a row counts only for the same image path and file size.
     """
     path = Path(folder) / f"diagnosis_{bot.fingerprint()}.csv"
     known = _read_cache(path, bot.labels)
@@ -61,13 +61,13 @@ def diagnosis_table(bot: DiagnosisBot, studies, image_dir, *, folder, device, nu
 
 
 def _mark(study: Study, image_dir) -> tuple[str, int]:
-    return study.pictures[0], os.path.getsize(f"{image_dir}/{study.pictures[0]}")
+    return study.images[0], os.path.getsize(f"{image_dir}/{study.images[0]}")
 
 
 def _write_cache(path: Path, known: dict, labels) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "picture", "bytes", *(f"p({label})" for label in labels)])
+        writer.writerow(["id", "image", "bytes", *(f"p({label})" for label in labels)])
         writer.writerows([name, *mark, *row] for name, (mark, row) in known.items())
 
 
@@ -103,7 +103,7 @@ def open_bot(args, parts: dict | None = None) -> DiagnosisBot:
 
 
 def optional_parts(args, inputs: set[str]) -> dict:
-    """What lets a checkpoint serve a new picture: the DiagnosisBot and the ADM classifier, where the run has them."""
+    """What lets a checkpoint serve a new image: the DiagnosisBot and the ADM classifier, where the run has them."""
     parts = {}
     if "diagnosis" in inputs and not args.diagnosis_path:
         parts["diagnosisbot"] = load_diagnosisbot(args.diagnosisbot).state()

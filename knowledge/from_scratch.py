@@ -1,4 +1,4 @@
-"""Everything that training needs beside pictures and reports, built in order: `main_train.py --from_scratch`.
+"""Everything that training needs beside images and reports, built in order: `main_train.py --from_scratch`.
 
 Each step is a command of its own and may be run alone; a step whose result is there and was made from the same inputs is
 kept, a killed one goes on where it was. All results lie in --knowledge_dir and serve every system and every --seed, which
@@ -19,7 +19,7 @@ from knowledge import (
 from models import system_module
 
 PLACES = ("dataset_name", "data_dir", "ann_path", "image_dir", "knowledge_dir")
-CHECKS = ("picture_check", "num_workers", "device")
+CHECKS = ("image_check", "num_workers", "device")
 PROTOTYPES = (
     "visual_extractor", "extractor_weights", "image_size", "resize_filter", "max_views", "num_prototypes", "d_txt_ebd",
     "cleaning", "batch_size", "labels_path",
@@ -57,7 +57,7 @@ def steps(args) -> list[tuple[str, object, list[str]]]:
     if "diagnosis" in reads and not args.diagnosis_path:
         bot = words(args, (*PLACES, *CHECKS), labels=labels, out=args.diagnosisbot, backbone=args.bot_backbone,
                     backbone_weights=args.bot_weights, **weights)  # fmt: skip
-        made.append(("DiagnosisBot: picture to diagnosis", train_diagnosisbot.main, bot))
+        made.append(("DiagnosisBot: image to diagnosis", train_diagnosisbot.main, bot))
     if "masks" in reads:
         seen = words(args, (*PLACES, *CHECKS), labels=labels, out=args.adm_classifier, backbone=args.adm_backbone,
                      backbone_weights=args.bot_weights, **weights)  # fmt: skip
@@ -70,7 +70,7 @@ def steps(args) -> list[tuple[str, object, list[str]]]:
         made.append(("knowledge base: expert reports by diagnosis", build_base.main, base))
     if "prototypes" in reads:
         rows = words(args, (*PLACES, *CHECKS, *PROTOTYPES), out=args.prototypes, **weights)
-        made.append(("prototypes: clusters of picture and text features by label", build_prototypes.main, rows))
+        made.append(("prototypes: clusters of image and text features by label", build_prototypes.main, rows))
     return made
 
 

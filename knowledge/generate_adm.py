@@ -2,7 +2,7 @@
 
     python -m knowledge.generate_adm --dataset_name iu_xray                     # make the store (or keep a made one)
     python -m knowledge.generate_adm --dataset_name mimic_cxr --sample 200      # time and disk, writes nothing
-    python -m knowledge.generate_adm --dataset_name iu_xray --overlays DIR      # pictures for people
+    python -m knowledge.generate_adm --dataset_name iu_xray --overlays DIR      # images for people
     python -m knowledge.generate_adm --dataset_name iu_xray --export_tree DIR   # the authors' .npy tree from the store
     python -m knowledge.generate_adm --dataset_name iu_xray --import_tree DIR   # a store from the authors' .npy tree
 
@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.images import diagnosis_tensor, open_picture, square
+from data.images import diagnosis_tensor, open_image, square
 from data.mask_store import (
     PackedMasks,
     StoreWriter,
@@ -42,8 +42,8 @@ from modules.nets.adm import SIDE, apply_mask, classifier_masks, gradcam
 from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
 from modules.precision import choose_device
 
-MIMIC_PICTURES = 377_110
-PRESETS = {"mimic_cxr": {"num_workers": 8, "picture_check": "quick", "batch_size": 64}}
+MIMIC_IMAGES = 377_110
+PRESETS = {"mimic_cxr": {"num_workers": 8, "image_check": "quick", "batch_size": 64}}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -68,12 +68,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="how a map becomes a mask: released (as the published masks) or cam (map > 0.6) [released]",
     )
     new.add_argument("--splits", nargs="+", choices=SPLITS, help="splits to make masks for [train val test]")
-    new.add_argument("--batch_size", type=whole, help="pictures per forward pass [16]")
-    new.add_argument("--sample", type=whole, help="measure speed and disk on this many pictures, write nothing")
-    new.add_argument("--export_tree", help="folder to write the store to as <picture path>.npy, as released")
+    new.add_argument("--batch_size", type=whole, help="images per forward pass [16]")
+    new.add_argument("--sample", type=whole, help="measure speed and disk on this many images, write nothing")
+    new.add_argument("--export_tree", help="folder to write the store to as <image path>.npy, as released")
     new.add_argument("--import_tree", help="folder of such .npy files to pack into --out, instead of a classifier")
-    new.add_argument("--overlays", help="folder for PNGs: picture, map with mask outline, masked picture")
-    new.add_argument("--overlay_count", type=whole, help="how many of them, spread over the pictures [20]")
+    new.add_argument("--overlays", help="folder for PNGs: image, map with mask outline, masked image")
+    new.add_argument("--overlay_count", type=whole, help="how many of them, spread over the images [20]")
     typed = vars(parser.parse_args(argv))
     own = {"classifier": None, "out": None, "overwrite": False, "rule": "released", "splits": list(SPLITS), "sample": None,
            "batch_size": 16, "export_tree": None, "import_tree": None, "overlays": None, "overlay_count": 20}  # fmt: skip
@@ -93,14 +93,14 @@ def open_adm_classifier(path: str | Path) -> DiagnosisBot:
     return bot
 
 
-def pictures_of(args) -> list[str]:
-    """The pictures that get a mask, in the annotation's order, each once. InputError lists every broken study."""
+def images_of(args) -> list[str]:
+    """The images that get a mask, in the annotation's order, each once. InputError lists every broken study."""
     problems = Problems()
     studies = {split: rows for split, rows in read_annotation(args.ann_path).items() if split in args.splits}
     problems.check(any(studies.values()), f"{args.ann_path} has no studies in {' '.join(args.splits)}")
     if problems.check(Path(args.image_dir).is_dir(), f"--image_dir: no folder {args.image_dir}"):
         settings = {"cleaning": report_cleaning(args.dataset_name), "max_views": args.max_views}
-        broken = check_studies(studies, args.image_dir, depth=args.picture_check, **settings)
+        broken = check_studies(studies, args.image_dir, depth=args.image_check, **settings)
         studies = without_broken(studies, broken, skip=args.skip_broken, problems=problems)
         if broken and args.skip_broken:
             shown = [f"  {name}: {reason}" for name, reason in list(broken.items())[:20]]
@@ -108,51 +108,51 @@ def pictures_of(args) -> list[str]:
             print("\n".join([f"{len(broken)} broken studies are skipped:", *shown, *more]))
         problems.check(any(studies.values()), "every study is broken")
     problems.stop_if_any()
-    listed = [picture for rows in studies.values() for study in rows for picture in study.pictures[: args.max_views]]
+    listed = [image for rows in studies.values() for study in rows for image in study.images[: args.max_views]]
     return list(dict.fromkeys(listed))
 
 
-def picture_set_hash(pictures: list[str], image_dir: str | Path) -> str:
-    """Hash of picture paths and file sizes."""
+def image_set_hash(images: list[str], image_dir: str | Path) -> str:
+    """Hash of image paths and file sizes."""
     digest = hashlib.sha256()
-    for picture in pictures:
-        digest.update(f"{picture} {os.path.getsize(f'{image_dir}/{picture}')}\n".encode())
+    for image in images:
+        digest.update(f"{image} {os.path.getsize(f'{image_dir}/{image}')}\n".encode())
     return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- making masks
 
 
-class SquarePictures(Dataset):
-    """Pictures as the classifier sees them: (float [3, S, S], "") or (zeros, what is wrong with the file)."""
+class SquareImages(Dataset):
+    """Images as the classifier sees them: (float [3, S, S], "") or (zeros, what is wrong with the file)."""
 
-    def __init__(self, pictures: list[str], image_dir: str | Path, side: int) -> None:
-        self.pictures, self.image_dir, self.side = pictures, str(image_dir), side
+    def __init__(self, images: list[str], image_dir: str | Path, side: int) -> None:
+        self.images, self.image_dir, self.side = images, str(image_dir), side
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, place: int) -> tuple[torch.Tensor, str]:
         try:
-            picture = open_picture(f"{self.image_dir}/{self.pictures[place]}")
+            image = open_image(f"{self.image_dir}/{self.images[place]}")
         except InputError as error:
             return torch.zeros(3, self.side, self.side), str(error)
-        return diagnosis_tensor(square(picture, SIDE), self.side), ""
+        return diagnosis_tensor(square(image, SIDE), self.side), ""
 
 
 @torch.no_grad()
-def packed_batches(bot: DiagnosisBot, pictures: list[str], image_dir, *, rule, device, batch_size, num_workers):
-    """Yields (packed masks uint8 [n, row_bytes], {place in the batch: what is wrong}) in the order of `pictures`."""
+def packed_batches(bot: DiagnosisBot, images: list[str], image_dir, *, rule, device, batch_size, num_workers):
+    """Yields (packed masks uint8 [n, row_bytes], {place in the batch: what is wrong}) in the order of `images`."""
     bot = bot.to(device).eval()
     bot.classifier.to(memory_format=torch.channels_last)
-    dataset = SquarePictures(pictures, image_dir, bot.side)
+    dataset = SquareImages(images, image_dir, bot.side)
     for tensors, wrong in DataLoader(dataset, batch_size=batch_size, num_workers=num_workers):
         masks = classifier_masks(bot, tensors.to(device), rule).cpu().numpy()
         yield packed(masks), {place: text for place, text in enumerate(wrong) if text}
 
 
-def make_store(args, bot: DiagnosisBot, pictures: list[str], device) -> dict:
-    """Make the store --out of `pictures`, or keep one of the same inputs. Returns its manifest."""
+def make_store(args, bot: DiagnosisBot, images: list[str], device) -> dict:
+    """Make the store --out of `images`, or keep one of the same inputs. Returns its manifest."""
     inputs = {
         "classifier_sha256": sha256(args.classifier),
         "fingerprint": bot.fingerprint(),
@@ -164,27 +164,27 @@ def make_store(args, bot: DiagnosisBot, pictures: list[str], device) -> dict:
         "side": SIDE,
         "splits": args.splits,
         "max_views": args.max_views,
-        "pictures_sha256": picture_set_hash(pictures, args.image_dir),
+        "images_sha256": image_set_hash(images, args.image_dir),
     }
     out = Path(args.out)
     manifest = None if args.overwrite else kept_store(out, inputs)
     if manifest:
         print(f"{out}: kept, it was made from these inputs")
         return manifest
-    check_room(out, len(pictures) * row_bytes(SIDE))
-    store = StoreWriter(out, inputs, pictures)
+    check_room(out, len(images) * row_bytes(SIDE))
+    store = StoreWriter(out, inputs, images)
     if store.message:
         print(store.message)
     settings = {"rule": args.rule, "device": device, "batch_size": args.batch_size, "num_workers": args.num_workers}
     start = time.perf_counter()
-    rest = pictures[store.done :]
+    rest = images[store.done :]
     try:
-        with tqdm(total=len(pictures), initial=store.done, desc="masks", unit="picture", mininterval=1, disable=None) as bar:
+        with tqdm(total=len(images), initial=store.done, desc="masks", unit="image", mininterval=1, disable=None) as bar:
             for rows, wrong in packed_batches(bot, rest, args.image_dir, **settings):
                 if wrong and not args.skip_broken:
                     raise InputError(
-                        "a picture turned out broken on the way; mend it and begin anew, or pass --skip_broken to go on "
-                        "without it (--picture_check full finds such pictures at the start):\n  - "
+                        "an image turned out broken on the way; mend it and begin anew, or pass --skip_broken to go on "
+                        "without it (--image_check full finds such images at the start):\n  - "
                         + "\n  - ".join(wrong.values())
                     )
                 store.add(rows, wrong)
@@ -197,33 +197,33 @@ def make_store(args, bot: DiagnosisBot, pictures: list[str], device) -> dict:
     return manifest
 
 
-def measure_speed(args, bot: DiagnosisBot, pictures: list[str], device) -> dict:
-    """Make the masks of the first --sample pictures, keep nothing, and print what the rest would take."""
-    chosen = pictures[: args.sample]
+def measure_speed(args, bot: DiagnosisBot, images: list[str], device) -> dict:
+    """Make the masks of the first --sample images, keep nothing, and print what the rest would take."""
+    chosen = images[: args.sample]
     settings = {"rule": args.rule, "device": device, "batch_size": args.batch_size, "num_workers": args.num_workers}
     next(packed_batches(bot, chosen[: args.batch_size], args.image_dir, **settings | {"num_workers": 0}))  # warm up
     start = time.perf_counter()
     count = sum(len(rows) for rows, _ in packed_batches(bot, chosen, args.image_dir, **settings))
     speed, width = count / (time.perf_counter() - start), row_bytes(SIDE)
-    print(f"measured: {count} pictures, {speed:.1f} pictures/s on {device}, {bot.backbone}, batches of {args.batch_size}")
-    for name, number in ((f"{args.dataset_name}, {' '.join(args.splits)}", len(pictures)), ("MIMIC-CXR", MIMIC_PICTURES)):
+    print(f"measured: {count} images, {speed:.1f} images/s on {device}, {bot.backbone}, batches of {args.batch_size}")
+    for name, number in ((f"{args.dataset_name}, {' '.join(args.splits)}", len(images)), ("MIMIC-CXR", MIMIC_IMAGES)):
         tree = number * (SIDE * SIDE + 128)
-        print(f"computed: {number:,d} pictures ({name}): {number / speed / 3600:.2f} h, {number * width / 1e9:.2f} GB packed "
+        print(f"computed: {number:,d} images ({name}): {number / speed / 3600:.2f} h, {number * width / 1e9:.2f} GB packed "
               f"(as .npy files {tree / 1e9:.2f} GB)")  # fmt: skip
-    return {"pictures_per_s": speed, "bytes_per_mask": width}
+    return {"images_per_s": speed, "bytes_per_mask": width}
 
 
-# ---------------------------------------------------------------- pictures for people
+# ---------------------------------------------------------------- images for people
 
 
 @torch.no_grad()
-def overlay(bot: DiagnosisBot, picture: Image.Image, mask: np.ndarray, device) -> Image.Image:
-    """Three panels: the picture; the largest map of the diagnosed labels over it with the mask's outline; the picture
-    as the generator gets it with theta 0 and gamma 0.4. picture: RGB, SIDE x SIDE; mask: bool [h, w]."""
-    maps, chances = gradcam(bot, diagnosis_tensor(picture, bot.side)[None].to(device), SIDE)
-    said = [k for k, bit in enumerate(bot.diagnose(chances)[0].tolist()) if bit]
+def overlay(bot: DiagnosisBot, image: Image.Image, mask: np.ndarray, device) -> Image.Image:
+    """Three panels: the image; the largest map of the diagnosed labels over it with the mask's outline; the image
+    as the generator gets it with theta 0 and gamma 0.4. image: RGB, SIDE x SIDE; mask: bool [h, w]."""
+    maps, probabilities = gradcam(bot, diagnosis_tensor(image, bot.side)[None].to(device), SIDE)
+    said = [k for k, bit in enumerate(bot.diagnose(probabilities)[0].tolist()) if bit]
     heat = maps[0, said].amax(0).cpu().numpy() if said else np.zeros((SIDE, SIDE), np.float32)
-    pixels = np.asarray(picture, np.float32)
+    pixels = np.asarray(image, np.float32)
     heated = pixels * (1 - 0.5 * heat[..., None]) + 0.5 * heat[..., None] * np.array([255, 60, 0], np.float32)
     if mask.shape != heat.shape:
         mask = np.asarray(Image.fromarray(mask).resize((SIDE, SIDE), Image.Resampling.NEAREST))
@@ -231,26 +231,26 @@ def overlay(bot: DiagnosisBot, picture: Image.Image, mask: np.ndarray, device) -
     inner[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     heated[mask & ~inner] = (255, 255, 0)
     panels = Image.new("RGB", (3 * SIDE + 20, SIDE + 30))
-    masked = apply_mask(picture, mask, theta=0, gamma=0.4)
-    for place, panel in enumerate((picture, Image.fromarray(heated.astype(np.uint8)), masked)):
+    masked = apply_mask(image, mask, theta=0, gamma=0.4)
+    for place, panel in enumerate((image, Image.fromarray(heated.astype(np.uint8)), masked)):
         panels.paste(panel, (place * (SIDE + 10), 0))
-    names = ", ".join(f"{bot.labels[k]} {chances[0, k]:.2f}" for k in said) or "no label diagnosed"
+    names = ", ".join(f"{bot.labels[k]} {probabilities[0, k]:.2f}" for k in said) or "no label diagnosed"
     ImageDraw.Draw(panels).text((4, SIDE + 8), f"{names}   kept {mask.mean():.0%}", fill=(255, 255, 255))
     return panels
 
 
 def write_overlays(args, bot: DiagnosisBot, store: PackedMasks, device) -> None:
-    """--overlay_count PNGs into --overlays, of pictures spread over the store."""
+    """--overlay_count PNGs into --overlays, of images spread over the store."""
     folder, listed = Path(args.overlays), list(store.rows)
     folder.mkdir(parents=True, exist_ok=True)
     places = sorted(set(np.linspace(0, len(listed) - 1, min(args.overlay_count, len(listed))).astype(int).tolist()))
     bot = bot.to(device).eval()
     for place in places:
-        picture = square(open_picture(f"{args.image_dir}/{listed[place]}"), SIDE)
+        image = square(open_image(f"{args.image_dir}/{listed[place]}"), SIDE)
         name = str(Path(listed[place]).with_suffix("")).replace("/", "_")
-        image = overlay(bot, picture, store.get(listed[place]), device)
+        image = overlay(bot, image, store.get(listed[place]), device)
         write_atomic(folder / f"{name}.png", lambda path, image=image: image.save(path, "PNG"))
-    print(f"{folder}: {len(places)} overlays (picture | map and mask outline | masked picture)")
+    print(f"{folder}: {len(places)} overlays (image | map and mask outline | masked image)")
 
 
 @entry
@@ -259,18 +259,18 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     device = choose_device(args.device)
     only_export = args.export_tree and not (args.import_tree or args.sample or args.overlays or args.overwrite)
-    if only_export and Path(args.out).is_dir():  # the store is there: neither classifier nor pictures are needed
+    if only_export and Path(args.out).is_dir():  # the store is there: neither classifier nor images are needed
         print(f"{args.export_tree}: {export_tree(PackedMasks(args.out), args.export_tree)} .npy files")
         return
     bot = None if args.import_tree and not args.overlays else open_adm_classifier(args.classifier)
-    pictures = pictures_of(args)
+    images = images_of(args)
     if args.sample:
-        measure_speed(args, bot, pictures, device)
+        measure_speed(args, bot, images, device)
         return
     if args.import_tree:
-        import_tree(args, pictures)
+        import_tree(args, images)
     else:
-        make_store(args, bot, pictures, device)
+        make_store(args, bot, images, device)
     store = PackedMasks(args.out)
     if args.overlays:
         write_overlays(args, bot, store, device)

@@ -1,14 +1,14 @@
-"""A report for one new study: pictures and a checkpoint, nothing else."""
+"""A report for one new study: images and a checkpoint, nothing else."""
 
 from pathlib import Path
 
 import torch
 
 from data.batches import collate
-from data.images import diagnosis_tensor, open_picture, square, to_tensor
+from data.images import diagnosis_tensor, open_image, square, to_tensor
 from knowledge.diagnose import open_bot
 from modules.checkpoint import is_ours
-from modules.decoding import write_reports
+from modules.decoding import generate_reports
 from modules.errors import InputError
 from modules.nets.adm import SIDE, apply_mask, classifier_masks
 from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
@@ -17,7 +17,7 @@ from modules.text.tokenizer import Tokenizer
 
 @torch.no_grad()
 def report_new_study(args, content: dict, module, decoding, precision, device) -> dict:
-    """Print (and return) report, diagnosis with probabilities and expert report of the pictures of --image."""
+    """Print (and return) report, diagnosis with probabilities and expert report of the images of --image."""
     if not is_ours(content):
         raise InputError(
             f"--image: {args.load} is a released file, which carries no vocabulary and no knowledge; evaluate it on a data "
@@ -28,9 +28,9 @@ def report_new_study(args, content: dict, module, decoding, precision, device) -
     system = module.build(args, tokenizer, parts)
     module.load_start(system, content, args.load, args)
     system = system.to(device).eval()
-    originals = [open_picture(path) for path in args.image]
+    originals = [open_image(path) for path in args.image]
     if len(originals) > args.max_views:
-        print(f"note: the model was trained with {args.max_views} picture(s) per study; the rest is not looked at")
+        print(f"note: the model was trained with {args.max_views} image(s) per study; the rest is not looked at")
         originals = originals[: args.max_views]
     result: dict = {"images": [str(path) for path in args.image]}
     needs = system.needs(training=False)
@@ -38,26 +38,26 @@ def report_new_study(args, content: dict, module, decoding, precision, device) -
     if "diagnosis" in needs:
         result["diagnosis"], item["diagnosis"] = _diagnose(args, parts, originals[0], device)
     if "images" in needs:
-        item["images"] = [to_tensor(square(picture, args.image_size, args.resize_filter)) for picture in originals]
+        item["images"] = [to_tensor(square(image, args.image_size, args.resize_filter)) for image in originals]
     if "masked_images" in needs:
         item["masked_images"] = _masked(args, parts, originals, result, device)
     batch = collate([item]).to(device)
     with precision.region():
-        result["report"] = tokenizer.decode(write_reports(system, batch, decoding)[0])
+        result["report"] = tokenizer.decode(generate_reports(system, batch, decoding)[0])
     result |= {name: values[0] for name, values in system.remarks(batch).items() if name.startswith("knowledge")}
     _show(result)
     return result
 
 
-def _diagnose(args, parts, picture, device):
+def _diagnose(args, parts, image, device):
     if "diagnosisbot" not in parts and "diagnosisbot" not in args.typed:
         raise InputError(
             "this checkpoint was trained on a label table and carries no DiagnosisBot; give one with --diagnosisbot"
         )
     bot = open_bot(args, parts).to(device)
-    chances = bot(diagnosis_tensor(square(picture, SIDE), bot.side)[None].to(device))
-    bits = bot.diagnose(chances)[0]
-    rows = zip(bot.labels, chances[0].tolist(), bot.thresholds.tolist(), bits.tolist())
+    probabilities = bot(diagnosis_tensor(square(image, SIDE), bot.side)[None].to(device))
+    bits = bot.diagnose(probabilities)[0]
+    rows = zip(bot.labels, probabilities[0].tolist(), bot.thresholds.tolist(), bits.tolist())
     facts = [
         {"label": n, "probability": round(p, 4), "threshold": round(t, 4), "positive": bool(b)} for n, p, t, b in rows
     ]
@@ -65,27 +65,27 @@ def _diagnose(args, parts, picture, device):
 
 
 def _masked(args, parts, originals, result, device):
-    """The ADM view of each picture, by the checkpoint's ADM classifier."""
+    """The ADM view of each image, by the checkpoint's ADM classifier."""
     if "adm_classifier" in parts and "adm_classifier" not in args.typed:
         classifier = DiagnosisBot.from_state(parts["adm_classifier"])
     elif Path(args.adm_classifier).is_file():
         classifier = load_diagnosisbot(args.adm_classifier, flag="--adm_classifier", side=SIDE)
     else:
         result["note"] = (
-            "the checkpoint carries no ADM classifier: the complete picture was used where the model expects the masked one"
+            "the checkpoint carries no ADM classifier: the complete image was used where the model expects the masked one"
         )
-        return [to_tensor(square(picture, args.image_size)) for picture in originals]
+        return [to_tensor(square(image, args.image_size)) for image in originals]
     views = []
     rule = {"theta": args.theta, "gamma": args.gamma, "beta": args.beta}
-    for picture in originals:
-        seen = diagnosis_tensor(square(picture, SIDE), classifier.side)[None].to(device)
+    for image in originals:
+        seen = diagnosis_tensor(square(image, SIDE), classifier.side)[None].to(device)
         mask = classifier_masks(classifier.to(device), seen, args.adm_rule)[0].cpu().numpy()
-        views.append(to_tensor(apply_mask(square(picture, args.image_size), mask, **rule)))
+        views.append(to_tensor(apply_mask(square(image, args.image_size), mask, **rule)))
     return views
 
 
 def _show(result: dict) -> None:
-    print(f"pictures:  {', '.join(result['images'])}")
+    print(f"images:  {', '.join(result['images'])}")
     if "note" in result:
         print(f"note:      {result['note']}")
     print(f"report:    {result['report']}")

@@ -22,7 +22,7 @@ JOB = Job(
     },
     presets={
         "miniature": {"backbone": "efficientnet_lite0", "image_size": 192, "epochs": 3, "batch_size": 16, "lr": 2e-3},
-        "mimic_cxr": {"epochs": 5, "batch_size": 64, "num_workers": 8, "picture_check": "quick"},
+        "mimic_cxr": {"epochs": 5, "batch_size": 64, "num_workers": 8, "image_check": "quick"},
     },
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Train the DiagnosisBot: the first picture of a study -> 14 probabilities and one threshold each.
+"""Train the DiagnosisBot: the first image of a study -> 14 probabilities and one threshold each.
 
     python -m knowledge.train_diagnosisbot --dataset_name iu_xray --labels labels.csv
     python -m knowledge.train_diagnosisbot --dataset_name miniature --eval_split test
@@ -22,7 +22,7 @@ JOB = Job(
     },
     presets={
         "miniature": {"backbone": "efficientnet_lite0", "image_size": 128, "epochs": 4, "batch_size": 16, "lr": 2e-3},
-        "mimic_cxr": {"epochs": 5, "batch_size": 64, "num_workers": 8, "picture_check": "quick"},
+        "mimic_cxr": {"epochs": 5, "batch_size": 64, "num_workers": 8, "image_check": "quick"},
     },
 )  # fmt: skip
 

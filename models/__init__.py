@@ -1,7 +1,7 @@
 """The published systems. A new one is one file beside this and one row here.
 
 A system's module gives these functions:
-    inputs(args, training=...)            what a run reads beside pictures and reports: of "masks", "diagnosis", "labels" the
+    inputs(args, training=...)            what a run reads beside images and reports: of "masks", "diagnosis", "labels" the
                                           data, of "knowledge", "prototypes" the file; training=False: the studies written for
     check(args, problems, training=..., carried=...)   note what is missing or wrong before anything is built
     make_tokenizer(reports, args)         the system's vocabulary from the training reports

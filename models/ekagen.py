@@ -1,4 +1,4 @@
-"""EKAGen (Bu et al., CVPR 2024): expert knowledge by diagnosis, masked pictures, distillation from a teacher.
+"""EKAGen (Bu et al., CVPR 2024): expert knowledge by diagnosis, masked images, distillation from a teacher.
 
 B studies, V views, P patches, L token positions, D width, K labels, K beams in `step`. Source of the numbers and of the
 order of operations: the paper's figure and the behaviour of the released code (hnjzbss/EKAGen).
@@ -92,7 +92,7 @@ class EKAGen(nn.Module):
     Losses: "ce" (padding counted, as published) and "gid" = T^2 KL(teacher || student) / B, weighted by delta.
     """
 
-    padding, begin, end = 0, 1, 2
+    padding, bos, eos = 0, 1, 2
 
     def __init__(
         self,
@@ -193,15 +193,15 @@ class EKAGen(nn.Module):
     def encode(self, batch, view: str | None = None) -> dict[str, torch.Tensor]:
         """Everything about a study that no token changes, made once. First axis of every tensor: B.
 
-        "patches" [B, P, D], the encoder's output; "outside" bool [B, V, h, w], their grid (True = no picture there); per
+        "patches" [B, P, D], the encoder's output; "outside" bool [B, V, h, w], their grid (True = no image there); per
         layer i "keys.i", "values.i" [B, heads, P, D / heads] and "knowledge.i" [B, L, D]; "mask" bool [B, 1, 1, P]
         (True = a real patch) where some are not.
         """
-        pictures = getattr(batch, VIEW_FIELD[view or self.eval_view])
-        studies, views = pictures.shape[:2]
-        features = self.project(self.extractor(pictures.flatten(0, 1)))
-        height, breadth = features.shape[-2:]
-        padding = self._patch_padding(batch, studies, views, height, breadth, features.device)
+        images = getattr(batch, VIEW_FIELD[view or self.eval_view])
+        studies, views = images.shape[:2]
+        features = self.project(self.extractor(images.flatten(0, 1)))
+        height, width = features.shape[-2:]
+        padding = self._patch_padding(batch, studies, views, height, width, features.device)
         position = sine_positions(padding.flatten(0, 1), features.shape[1]).unflatten(0, (studies, views)).flatten(1, 2)
         patches = features.flatten(2).mT.unflatten(0, (studies, views)).flatten(1, 2)
         mask = ~padding.flatten(1)[:, None, None, :]
@@ -219,11 +219,11 @@ class EKAGen(nn.Module):
         return memory
 
     @staticmethod
-    def _patch_padding(batch, studies, views, height, breadth, device) -> torch.Tensor:
-        """bool [B, V, h, w], True = no picture there."""
-        padding = torch.zeros(studies, views, height, breadth, dtype=torch.bool, device=device)
+    def _patch_padding(batch, studies, views, height, width, device) -> torch.Tensor:
+        """bool [B, V, h, w], True = no image there."""
+        padding = torch.zeros(studies, views, height, width, dtype=torch.bool, device=device)
         if batch.padding is not None:
-            padding = F.interpolate(batch.padding.float(), size=(height, breadth)).bool()
+            padding = F.interpolate(batch.padding.float(), size=(height, width)).bool()
         if batch.view_mask is not None:
             padding = padding | ~batch.view_mask[:, :, None, None]
         return padding
@@ -303,11 +303,11 @@ def check(args, problems: Problems, *, training: bool, carried: bool = False) ->
     problems.check(
         args.max_gen_length < args.max_seq_length,
         f"--max_gen_length {args.max_gen_length} must be below --max_seq_length {args.max_seq_length}, "
-        "which counts the begin mark",
+        "which counts BOS",
     )
     problems.check(
         not (args.adm and args.augment.startswith("crop")),
-        f"--augment {args.augment} cuts every picture on its own, which does not go with masked pictures: pass --no-adm",
+        f"--augment {args.augment} cuts every image on its own, which does not go with masked images: pass --no-adm",
     )
     if training:
         text = weights_problem(args.visual_extractor, args.extractor_weights, args.weights_dir, args.offline)
@@ -354,7 +354,7 @@ def build(args, tokenizer: Tokenizer, parts: dict | None = None) -> EKAGen:
 
 
 def inputs(args, *, training: bool) -> set[str]:
-    """What a run reads beside pictures and reports; training=False: what the studies that are written for must bring."""
+    """What a run reads beside images and reports; training=False: what the studies that are written for must bring."""
     views = {args.eval_view, args.teacher_view if args.gid_rounds else args.eval_view}
     masks = args.adm and (training or "masked" in views)
     return ({"masks"} if masks else set()) | ({"diagnosis", "knowledge"} if args.iek else set())

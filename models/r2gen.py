@@ -115,7 +115,7 @@ def check(args, problems, *, training: bool, carried: bool = False) -> None:
 
 
 def inputs(args, *, training: bool) -> set[str]:
-    """Nothing beside pictures and reports."""
+    """Nothing beside images and reports."""
     return set()
 
 

@@ -41,14 +41,14 @@ class XProNet(Captioner):
     that holds the labels in evaluation ("diagnosis": predicted; "labels": those of the reports, an oracle).
     """
 
-    def __init__(self, *, prototypes: bool = True, per_label: int = 20, text: int = 768, picture: int = 0, topk: int = 15,
+    def __init__(self, *, prototypes: bool = True, per_label: int = 20, text: int = 768, image: int = 0, topk: int = 15,
                  img_con: float = 1.0, txt_con: float = 0.1, margin: float = 0.4, eval_labels: str = "diagnosis",
                  width: int, heads: int, dropout: float, **settings) -> None:  # fmt: skip
         super().__init__(width=width, heads=heads, dropout=dropout, **settings)
         self.per_label, self.margin, self.eval_labels = per_label, margin, eval_labels
         self.prototypes = None
         if prototypes:
-            columns = text + (picture or self.extractor.width)
+            columns = text + (image or self.extractor.width)
             self.prototypes = nn.Parameter(torch.randn(len(CHEXPERT_14) * per_label, columns) / columns**0.5)
             self.reduce = nn.Linear(columns, width)
             self.respond = MemoryResponse(width, heads, topk, dropout)
@@ -192,7 +192,7 @@ def build(args, tokenizer, parts=None) -> XProNet:
         prototypes=args.prototypes != "none",
         per_label=args.num_prototypes,
         text=args.d_txt_ebd,
-        picture=args.d_img_ebd,
+        image=args.d_img_ebd,
         topk=args.topk,
         img_con=args.img_con,
         txt_con=args.txt_con,

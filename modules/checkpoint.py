@@ -2,7 +2,7 @@
 
 Fields: format, flags, tokenizer, model, optimizer, scheduler, scaler, epoch (finished), step, best, random states, and
 `parts`: knowledge base, DiagnosisBot and ADM classifier with their labels and thresholds. With them a report for a new
-picture needs this file and nothing else.
+image needs this file and nothing else.
 """
 
 import random

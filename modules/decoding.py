@@ -1,7 +1,9 @@
-"""Writing reports, for every system: greedy, beam search, sampling; batched, cached, over when every study has ended.
+"""Generation for every system: greedy, beam search, sampling; batched and cached.
+
+Stops once all reports of the batch have ended.
 
 A system gives `encode(batch) -> memory` (a dict of tensors whose first axis is B, made once per study),
-`step(tokens [B, K], memory, cache) -> (logits [B, K, W], cache)` and the ids `begin`, `end`, `padding`. A cache has
+`step(tokens [B, K], memory, cache) -> (logits [B, K, W], cache)` and the ids `bos`, `eos`, `padding`. A cache has
 `keep(studies, source)`: which studies go on, and from which beams (WordCache in modules/nets/transformer.py).
 A study's report depends on the study alone: not on its neighbours, the batch size or when they end.
 """
@@ -18,7 +20,7 @@ LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """How reports are written; lengths in words (the end mark not counted)."""
+    """How reports are written; lengths in words (EOS not counted)."""
 
     beam_size: int = 1
     max_length: int = 127
@@ -61,15 +63,15 @@ class DecodingSettings:
 
 
 @torch.no_grad()
-def write_reports(system, batch, settings: DecodingSettings) -> list[list[int]]:
-    """Word ids of each study's report, begin and end marks left out. The system must be in evaluation mode."""
+def generate_reports(system, batch, settings: DecodingSettings) -> list[list[int]]:
+    """Word ids of each study's report, BOS and EOS left out. The system must be in evaluation mode."""
     memory = system.encode(batch)
     return decode(system, memory, settings, batch.ids)
 
 
 @torch.no_grad()
 def decode(system, memory: dict, settings: DecodingSettings, ids: list[str], *, stop: bool = True) -> list[list[int]]:
-    """As write_reports, from encoded studies. stop=False ignores the end mark and returns max_length ids each."""
+    """As generate_reports, from encoded studies. stop=False ignores EOS and returns max_length ids each."""
     if settings.beam_size > 1:
         search = _released_beam_search if settings.beam_search == "released" else _beam_search
         return search(system, memory, settings)
@@ -86,7 +88,7 @@ def _one_beam(system, memory, settings, ids, stop) -> list[list[int]]:
     count = len(ids)
     alive = torch.arange(count, device=device)
     written = torch.full((count, settings.max_length), system.padding, device=device)
-    tokens = torch.full((count, 1), system.begin, device=device)
+    tokens = torch.full((count, 1), system.bos, device=device)
     cache = None
     draws = [_generator(settings.seed, name) for name in ids] if settings.sample else None
     trigrams = [{} for _ in ids] if settings.block_trigrams else None
@@ -94,7 +96,7 @@ def _one_beam(system, memory, settings, ids, stop) -> list[list[int]]:
         logits, cache = system.step(tokens, memory, cache)
         logits = logits[:, 0].float()
         if at < settings.min_length:
-            logits[:, [system.end, system.padding]] = -math.inf
+            logits[:, [system.eos, system.padding]] = -math.inf
         if trigrams is not None:
             _lower_repeats(logits, written[alive, :at].tolist(), [trigrams[k] for k in alive.tolist()])
         tokens = (
@@ -103,8 +105,8 @@ def _one_beam(system, memory, settings, ids, stop) -> list[list[int]]:
         written[alive, at] = tokens[:, 0]
         if not stop or (at + 1) % LOOK_EVERY.get(device.type, 1):
             continue
-        said = written[alive, : at + 1]
-        going = ((said != system.end) & (said != system.padding)).all(1)
+        words = written[alive, : at + 1]
+        going = ((words != system.eos) & (words != system.padding)).all(1)
         left = int(going.sum())
         if left == 0:
             break
@@ -116,10 +118,10 @@ def _one_beam(system, memory, settings, ids, stop) -> list[list[int]]:
 
 
 def _cut(row: list[int], system) -> list[int]:
-    """Ids before the first end mark or padding."""
-    for place, number in enumerate(row):
-        if number in (system.end, system.padding):
-            return row[:place]
+    """Ids before the first EOS or padding."""
+    for position, number in enumerate(row):
+        if number in (system.eos, system.padding):
+            return row[:position]
     return row
 
 
@@ -133,8 +135,8 @@ def _draw(logits: torch.Tensor, settings: DecodingSettings, draws: list) -> torc
     if settings.top_k:
         least = logits.topk(min(settings.top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
-    chances = logits.softmax(-1).cpu()
-    drawn = [torch.multinomial(row, 1, generator=draw) for row, draw in zip(chances, draws)]
+    probabilities = logits.softmax(-1).cpu()
+    drawn = [torch.multinomial(row, 1, generator=draw) for row, draw in zip(probabilities, draws)]
     return torch.stack(drawn).to(logits.device)
 
 
@@ -150,7 +152,7 @@ def _lower_repeats(logits: torch.Tensor, written: list[list[int]], seen: list[di
 class _Beams:
     """Where a beam search stands: the living studies with `beam_size` beams each, and every study's best ended report.
 
-    All of it stays on the device: nothing waits for a number, but for the question whether studies are over (LOOK_EVERY).
+    All of it stays on the device: nothing waits for a number, but for the question whether studies have stopped (LOOK_EVERY).
     """
 
     def __init__(self, system, memory: dict, settings: DecodingSettings) -> None:
@@ -158,21 +160,21 @@ class _Beams:
         count, beams, device = len(first), settings.beam_size, first.device
         self.system, self.memory, self.settings, self.cache = system, memory, settings, None
         self.best = torch.full((count,), -math.inf, dtype=torch.float64, device=device)
-        self.best_written = torch.full((count, settings.max_length), system.end, device=device)
+        self.best_written = torch.full((count, settings.max_length), system.eos, device=device)
         self.alive = torch.arange(count, device=device)
-        self.tokens = torch.full((count, beams), system.begin, device=device)
+        self.tokens = torch.full((count, beams), system.bos, device=device)
         self.sums = torch.full((count, beams), -math.inf, device=device)
         self.sums[:, 0] = 0.0  # all beams start equal: only one may be continued
-        self.written = torch.full((count, beams, settings.max_length), system.end, device=device)
+        self.written = torch.full((count, beams, settings.max_length), system.eos, device=device)
 
     def next_words(self, at: int) -> torch.Tensor:
         """Log-probabilities of the next word [B, K, W]; what may not come yet has -inf."""
         logits, self.cache = self.system.step(self.tokens, self.memory, self.cache)
         scores = logits.float().log_softmax(-1)
-        if self.system.padding != self.system.end:
+        if self.system.padding != self.system.eos:
             scores[..., self.system.padding] = -math.inf
         if at < self.settings.min_length:
-            scores[..., self.system.end] = -math.inf
+            scores[..., self.system.eos] = -math.inf
         return scores
 
     def store(self, scores: torch.Tensor, source: torch.Tensor) -> None:
@@ -188,18 +190,18 @@ class _Beams:
         self.best_written[self.alive] = torch.where((scores > old)[:, None], written, self.best_written[self.alive])
 
     def extend(self, at: int, source: torch.Tensor, words: torch.Tensor) -> None:
-        """Beam k goes on from beam source[:, k] with the word words[:, k] at place `at`."""
+        """Beam k goes on from beam source[:, k] with the word words[:, k] at position `at`."""
         self.written = self.written.gather(1, source[..., None].expand_as(self.written))
         self.written[:, :, at] = self.tokens = words
 
-    def keep(self, at: int, hope: torch.Tensor, source: torch.Tensor) -> bool:
-        """Drop the studies that cannot get better than `hope` [B], if it is time to look; False when none is left.
+    def keep(self, at: int, bound: torch.Tensor, source: torch.Tensor) -> bool:
+        """Drop the studies that cannot get better than `bound` [B], if it is time to look; False when none is left.
 
         The cache follows the beams that were gone on from.
         """
         stay = None
-        if (at + 1) % LOOK_EVERY.get(hope.device.type, 1) == 0:
-            going = (hope > self.best[self.alive]).nonzero()[:, 0]
+        if (at + 1) % LOOK_EVERY.get(bound.device.type, 1) == 0:
+            going = (bound > self.best[self.alive]).nonzero()[:, 0]
             if not len(going):
                 return False
             if len(going) < len(self.alive):
@@ -216,21 +218,21 @@ class _Beams:
 def _beam_search(system, memory, settings) -> list[list[int]]:
     """Beam search with finished reports set aside; scores are sums of log-probabilities under --length_penalty.
 
-    A study is over when its best finished report cannot be beaten by a living beam (for "none": log-probabilities only
+    A study stops when its best finished report cannot be beaten by a living beam (for "none": log-probabilities only
     fall) or all its beams have ended.
     """
     beams, state, penalty = settings.beam_size, _Beams(system, memory, settings), settings.length_penalty
     for at in range(settings.max_length + 1):
         scores = state.next_words(at)
-        if at == settings.max_length:  # room is up: the report ends here
-            ending = _penalised(state.sums + scores[..., system.end], at, penalty)
+        if at == settings.max_length:  # at max length: the report ends here
+            ending = _penalised(state.sums + scores[..., system.eos], at, penalty)
             state.store(ending, torch.arange(beams, device=ending.device).expand_as(ending))
             break
         width = scores.shape[-1]
-        # twice the beams: at most `beams` of the best can be end marks, so as many living ones remain
-        top, places = (state.sums[..., None] + scores).flatten(1).topk(2 * beams)
-        source, words = places // width, places % width
-        ends = words == system.end
+        # twice the beams: at most `beams` of the best can be EOS, so as many living ones remain
+        top, indices = (state.sums[..., None] + scores).flatten(1).topk(2 * beams)
+        source, words = indices // width, indices % width
+        ends = words == system.eos
         state.store(_penalised(top, at, penalty).masked_fill(~ends, -math.inf)[:, :beams], source[:, :beams])
         kept = top.masked_fill(ends, -math.inf).topk(beams)
         source, state.sums = source.gather(1, kept.indices), kept.values
@@ -251,10 +253,10 @@ def _released_beam_search(system, memory, settings) -> list[list[int]]:
     state = _Beams(system, memory, settings)
     for at in range(settings.max_length):
         scores = state.next_words(at)
-        sums, places = (state.sums[..., None] + scores).flatten(1).topk(settings.beam_size)
-        source, words = places // scores.shape[-1], places % scores.shape[-1]
+        sums, indices = (state.sums[..., None] + scores).flatten(1).topk(settings.beam_size)
+        source, words = indices // scores.shape[-1], indices % scores.shape[-1]
         state.extend(at, source, words)
-        ended = (words == system.end) | (at + 1 == settings.max_length)
+        ended = (words == system.eos) | (at + 1 == settings.max_length)
         own = torch.arange(settings.beam_size, device=sums.device).expand_as(sums)
         state.store(sums.masked_fill(~ended, -math.inf), own)
         state.sums = sums - 1000 * ended

@@ -74,7 +74,7 @@ class Flag:
 
 
 VIEWS = ("complete", "masked")
-VIEW_PRESETS = {  # the released training gives the teacher the masked picture; the paper's figure the student
+VIEW_PRESETS = {  # the released training gives the teacher the masked image; the paper's figure the student
     "paper": {"teacher_view": "complete", "student_view": "masked", "eval_view": "masked"},
     "released": {"teacher_view": "masked", "student_view": "complete", "eval_view": "masked"},
 }
@@ -91,7 +91,7 @@ FLAGS = (
     Flag("run", "device", str, "auto", "auto takes CUDA when there is one", choices=("auto", "cpu", "cuda")),
     Flag("run", "precision", str, "float32", "arithmetic of the forward pass; weights stay float32", choices=("float32", "bf16", "fp16")),
     Flag("run", "deterministic", bool, False, "ask PyTorch for deterministic kernels (slower on CUDA; the CPU is deterministic without it)"),
-    Flag("run", "num_workers", natural, 2, "processes that load pictures"),
+    Flag("run", "num_workers", natural, 2, "processes that load images"),
     Flag("run", "dry_run", bool, False, "resolve flags, check inputs, print the result as JSON and leave"),
     Flag("run", "resume", str, None, "continue a run: a checkpoint, or nothing for <save_dir>/last.pt", of=TRAIN, nargs="?"),
     Flag("run", "load", str, None, "checkpoint: ours (carries everything) or the authors' released weights"),
@@ -100,17 +100,17 @@ FLAGS = (
 
     Flag("data", "data_dir", str, None, "root of the data set, with annotation.json and images/ [data/<dataset_name>]", keep="path"),
     Flag("data", "ann_path", str, None, "annotation file [<data_dir>/annotation.json]", keep="path"),
-    Flag("data", "image_dir", str, None, "folder of the pictures [<data_dir>/images]", keep="path"),
+    Flag("data", "image_dir", str, None, "folder of the images [<data_dir>/images]", keep="path"),
     Flag("data", "cleaning", str, "iu_xray", "R2Gen's cleaning rule for the reports", keep="shape", choices=("iu_xray", "mimic_cxr")),
     Flag("data", "threshold", positive_int, 3, "a word enters the vocabulary when seen this often in training reports", keep="shape"),
-    Flag("data", "max_seq_length", positive_int, 128, "token positions of a report (begin mark included)", keep="shape"),
-    Flag("data", "max_views", positive_int, 1, "pictures used per study, in the annotation's order", keep="default"),
-    Flag("data", "image_size", positive_int, 300, "side of the square picture the generator sees, in pixels", keep="default"),
-    Flag("data", "augment", str, "aligned", "training pictures: aligned = one draw for all views, no flip, small rotation; released = as EKAGen's code (flips, quarter turns, views drawn apart); crop = each picture resized to 8/7 of the side and cut at random; crop_flip = also mirrored, as R2Gen's code", of=TRAIN, choices=AUGMENTATIONS),
-    Flag("data", "resize_filter", str, "bicubic", "how pictures are resized", keep="default", choices=("bicubic", "bilinear")),
-    Flag("data", "skip_broken", bool, False, "go on without studies whose picture or report is missing or broken; they are counted in the results"),
-    Flag("data", "picture_check", str, "full", "before the first batch decode every picture (full) or read its header and end (quick)", choices=("full", "quick")),
-    Flag("data", "picture_cache", bool, True, "decode and resize each picture once, into <knowledge_dir>/pictures (image_size^2 bytes per grey picture; off for MIMIC-CXR, where that is 25 GB)"),
+    Flag("data", "max_seq_length", positive_int, 128, "token positions of a report (BOS included)", keep="shape"),
+    Flag("data", "max_views", positive_int, 1, "images used per study, in the annotation's order", keep="default"),
+    Flag("data", "image_size", positive_int, 300, "side of the square image the generator sees, in pixels", keep="default"),
+    Flag("data", "augment", str, "aligned", "training images: aligned = one draw for all views, no flip, small rotation; released = as EKAGen's code (flips, quarter turns, views drawn apart); crop = each image resized to 8/7 of the side and cut at random; crop_flip = also mirrored, as R2Gen's code", of=TRAIN, choices=AUGMENTATIONS),
+    Flag("data", "resize_filter", str, "bicubic", "how images are resized", keep="default", choices=("bicubic", "bilinear")),
+    Flag("data", "skip_broken", bool, False, "go on without studies whose image or report is missing or broken; they are counted in the results"),
+    Flag("data", "image_check", str, "full", "before the first batch decode every image (full) or read its header and end (quick)", choices=("full", "quick")),
+    Flag("data", "image_cache", bool, True, "decode and resize each image once, into <knowledge_dir>/images (image_size^2 bytes per grey image; off for MIMIC-CXR, where that is 25 GB)"),
     Flag("data", "vocab_path", str, None, "JSON word list to use instead of the one counted in the training reports"),
 
     Flag("knowledge", "diagnosis_path", str, None, "CSV of diagnoses by study id (columns: id and the 14 labels), instead of a DiagnosisBot", keep="path"),
@@ -118,7 +118,7 @@ FLAGS = (
     Flag("knowledge", "knowledge_dir", str, None, "folder of the data set's artefacts [knowledge/<dataset_name>]", keep="path"),
     Flag("knowledge", "oracle_labels", bool, False, "allow diagnoses made from the reports of the split that is scored; marked as oracle in every table"),
     Flag("knowledge", "adm_masks", str, None, "ADM masks: our packed store or the authors' tree of .npy files [<knowledge_dir>/adm_masks, else <data_dir>/images300_array]", keep="path", systems=EKAGEN),
-    Flag("knowledge", "adm_classifier", str, None, "ADM classifier, put into the checkpoint so that a new picture can be masked [<knowledge_dir>/adm_classifier.pt]", systems=EKAGEN),
+    Flag("knowledge", "adm_classifier", str, None, "ADM classifier, put into the checkpoint so that a new image can be masked [<knowledge_dir>/adm_classifier.pt]", systems=EKAGEN),
     Flag("knowledge", "knowledge_path", str, None, "knowledge base: ours or the authors' knowledge_prompt_*.pkl [<knowledge_dir>/base.pt]", systems=EKAGEN),
 
     Flag("knowledge", "from_scratch", bool, False, "first build what the system reads and is missing: labels, DiagnosisBot, ADM masks, knowledge base, prototypes", of=TRAIN),
@@ -127,7 +127,7 @@ FLAGS = (
     Flag("knowledge", "adm_backbone", str, None, "with --from_scratch: network of the ADM classifier [resnet34, on miniature efficientnet_lite0]", of=TRAIN, systems=EKAGEN),
     Flag("knowledge", "bot_weights", str, None, "with --from_scratch: where both start: imagenet, none, or a weight file [imagenet]", of=TRAIN),
 
-    Flag("ekagen", "adm", bool, True, "use the masked picture (off: complete pictures everywhere)", keep="default", systems=EKAGEN),
+    Flag("ekagen", "adm", bool, True, "use the masked image (off: complete images everywhere)", keep="default", systems=EKAGEN),
     Flag("ekagen", "iek", bool, True, "use the knowledge aligner (off: plain decoder)", keep="shape", systems=EKAGEN),
     Flag("ekagen", "gid", bool, True, "distil from a frozen teacher", keep="default", systems=EKAGEN),
     Flag("ekagen", "theta", fraction, 0.4, "a mask is used when its mean exceeds this", keep="default", systems=EKAGEN),
@@ -139,10 +139,10 @@ FLAGS = (
     Flag("ekagen", "teacher", str, None, "teacher checkpoint: ours or the authors' *_t_model.pth", of=TRAIN, systems=EKAGEN),
     Flag("ekagen", "gid_rounds", natural, 0, "train the teacher here: round 0 without distillation, then this many students", of=TRAIN, systems=EKAGEN),
     Flag("ekagen", "student_start", str, "fresh", "weights a student starts from: fresh (ImageNet and random), or its teacher's", of=TRAIN, choices=("fresh", "teacher"), systems=EKAGEN),
-    Flag("ekagen", "view_preset", str, "paper", "which picture goes where; sets the three flags below", keep="default", choices=tuple(VIEW_PRESETS), systems=EKAGEN),
-    Flag("ekagen", "teacher_view", str, None, "picture the teacher sees [by --view_preset]", of=TRAIN, keep="default", choices=VIEWS, systems=EKAGEN),
-    Flag("ekagen", "student_view", str, None, "picture the student is trained on [by --view_preset]", of=TRAIN, keep="default", choices=VIEWS, systems=EKAGEN),
-    Flag("ekagen", "eval_view", str, None, "picture used when writing reports [by --view_preset]", keep="default", choices=VIEWS, systems=EKAGEN),
+    Flag("ekagen", "view_preset", str, "paper", "which image goes where; sets the three flags below", keep="default", choices=tuple(VIEW_PRESETS), systems=EKAGEN),
+    Flag("ekagen", "teacher_view", str, None, "image the teacher sees [by --view_preset]", of=TRAIN, keep="default", choices=VIEWS, systems=EKAGEN),
+    Flag("ekagen", "student_view", str, None, "image the student is trained on [by --view_preset]", of=TRAIN, keep="default", choices=VIEWS, systems=EKAGEN),
+    Flag("ekagen", "eval_view", str, None, "image used when writing reports [by --view_preset]", keep="default", choices=VIEWS, systems=EKAGEN),
 
     Flag("r2gencmn", "mem_size", natural, 2048, "rows of the memory matrix, 0 = no memory (the paper's base)", keep="shape", systems=R2GENCMN),
     Flag("r2gencmn, xpronet", "topk", positive_int, 32, "memory rows that answer a query, per head", keep="default", systems=R2GENCMN + XPRONET),
@@ -152,7 +152,7 @@ FLAGS = (
     Flag("xpronet", "prototypes", str, None, "prototypes: a file of ours or the authors', random, or none (no prototypes, no contrastive losses) [<knowledge_dir>/prototypes.pt]", of=TRAIN, keep="default", systems=XPRONET),
     Flag("xpronet", "num_prototypes", positive_int, 20, "prototypes per label", keep="shape", systems=XPRONET),
     Flag("xpronet", "d_txt_ebd", positive_int, 768, "text columns of a prototype", keep="shape", systems=XPRONET),
-    Flag("xpronet", "d_img_ebd", natural, 0, "picture columns of a prototype, 0 = as wide as the patches of --visual_extractor", keep="shape", systems=XPRONET),
+    Flag("xpronet", "d_img_ebd", natural, 0, "image columns of a prototype, 0 = as wide as the patches of --visual_extractor", keep="shape", systems=XPRONET),
     Flag("xpronet", "img_con", not_negative, 1.0, "weight of the contrastive loss of the patches' responses, 0 = off", of=TRAIN, keep="default", systems=XPRONET),
     Flag("xpronet", "txt_con", not_negative, 0.1, "weight of the contrastive loss of the words' responses, 0 = off", of=TRAIN, keep="default", systems=XPRONET),
     Flag("xpronet", "con_margin", fraction, 0.4, "cosine that studies without a common label may have unpunished", of=TRAIN, keep="default", systems=XPRONET),
@@ -192,7 +192,7 @@ FLAGS = (
     Flag("decoding", "beam_size", positive_int, 1, "beams kept per study, 1 is greedy", keep="default"),
     Flag("decoding", "beam_search", str, "ours", "ours: ended reports are set aside; released: as R2Gen's code, an ended report stays a beam, its score lowered by 1000", keep="default", choices=("ours", "released")),
     Flag("decoding", "max_gen_length", positive_int, 127, "most words of a written report", keep="default"),
-    Flag("decoding", "min_gen_length", natural, 0, "fewest words before the end mark may come", keep="default"),
+    Flag("decoding", "min_gen_length", natural, 0, "fewest words before EOS may come", keep="default"),
     Flag("decoding", "length_penalty", str, "none", "beam scores divided by: nothing, the mean (avg), or ((5+n)/6)^0.7 (wu)", keep="default", choices=("none", "avg", "wu")),
     Flag("decoding", "sample", bool, False, "draw words instead of taking the best (seeded by study id and --seed)", keep="default"),
     Flag("decoding", "sample_temperature", positive_float, 1.0, "logits are divided by this before a draw", keep="default"),
@@ -201,7 +201,7 @@ FLAGS = (
 
     Flag("scoring", "split", str, "test", "split to write and score", of=TEST, choices=("train", "val", "test")),
     Flag("scoring", "protocols", str, ("r2gen", "clean", "ptb"), "preparations of the texts before scoring", of=TEST, choices=("r2gen", "clean", "ptb"), nargs="+"),
-    Flag("scoring", "page", bool, True, "write the results page (index.html) with pictures and attention", of=TEST),
+    Flag("scoring", "page", bool, True, "write the results page (index.html) with images and attention", of=TEST),
     Flag("scoring", "reference_words", positive_int, 59, "protocol r2gen: references are cut at this many words", keep="default"),
     Flag("scoring", "reference_threshold", positive_int, 3, "protocol r2gen: rarer words of the references become <unk>", keep="default"),
 
@@ -218,7 +218,7 @@ FLAGS = (
     Flag("scoring", "export", str, None, "with --score: also write the submission file of this leaderboard", of=TEST, choices=("rexrank",)),
     Flag("scoring", "out", str, None, "file that --compare (JSON), --table or --export writes", of=TEST),
 
-    Flag("one picture", "image", str, None, "pictures of one new study: prints report, diagnosis and expert report", of=TEST, nargs="+"),
+    Flag("one image", "image", str, None, "images of one new study: prints report, diagnosis and expert report", of=TEST, nargs="+"),
 )
 # fmt: on
 
@@ -227,7 +227,7 @@ PRESETS: dict[tuple[str, str], dict] = {
     ("ekagen", "iu_xray"): {"batch_size": 8},
     ("ekagen", "mimic_cxr"): {
         "batch_size": 32, "threshold": 10, "cleaning": "mimic_cxr", "reference_words": 99, "reference_threshold": 10,
-        "picture_check": "quick", "num_workers": 8, "picture_cache": False,
+        "image_check": "quick", "num_workers": 8, "image_cache": False,
     },
     ("ekagen", "miniature"): {
         "visual_extractor": "efficientnet_lite0", "image_size": 128, "d_model": 128, "d_ff": 512, "num_layers": 2,
@@ -247,8 +247,8 @@ _FAMILY = {
 }  # fmt: skip
 _MIMIC = {
     "max_views": 1, "max_seq_length": 100, "max_gen_length": 100, "threshold": 10, "cleaning": "mimic_cxr",
-    "reference_words": 99, "reference_threshold": 10, "epochs": 30, "picture_check": "quick", "num_workers": 8,
-    "picture_cache": False,
+    "reference_words": 99, "reference_threshold": 10, "epochs": 30, "image_check": "quick", "num_workers": 8,
+    "image_cache": False,
 }  # fmt: skip
 _MINIATURE = {  # reports that say left and right: no mirrors; one sentence for all has the best BLEU-4: chosen by CIDEr
     "visual_extractor": "efficientnet_lite0", "image_size": 128, "augment": "crop", "d_model": 128, "d_ff": 256,
@@ -284,6 +284,8 @@ for _system, _own in _OWN.items():
     PRESETS[_system, "mimic_cxr"] = {**_published, **_MIMIC, **_own["mimic_cxr"]}
     PRESETS[_system, "miniature"] = {**_published, **_MINIATURE, **_own["miniature"]}
     PRESETS[_system, "custom"] = {**_published, **_CUSTOM}
+
+OLD_NAMES = {"picture_check": "image_check", "picture_cache": "image_cache"}
 
 # Where our builders put the artefacts of a data set, below --knowledge_dir.
 ARTEFACTS = {
@@ -340,6 +342,8 @@ def add_flag(group, flag: Flag) -> None:
         if flag.nargs == "?":
             settings["const"] = ""
     group.add_argument(f"--{flag.name}", **settings)
+    for old in (old for old, name in OLD_NAMES.items() if name == flag.name):  # silent for one release
+        group.add_argument(f"--{old}", dest=flag.name, **(settings | {"help": argparse.SUPPRESS}))
 
 
 def build_parser(command: str) -> Parser:

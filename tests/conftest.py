@@ -27,7 +27,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def mini(tmp_path_factory) -> Path:
-    """A miniature data set of 32 studies with 64-pixel pictures, a knowledge base and stand-in ADM masks."""
+    """A miniature data set of 32 studies with 64-pixel images, a knowledge base and stand-in ADM masks."""
     from data.miniature_set.build import build
 
     root = tmp_path_factory.mktemp("mini")

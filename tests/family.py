@@ -1,4 +1,4 @@
-"""Stand-in weights, pictures and expected outputs of the R2Gen family's fixtures (tests/fixtures/<system>)."""
+"""Stand-in weights, images and expected outputs of the R2Gen family's fixtures (tests/fixtures/<system>)."""
 
 import json
 from functools import cache
@@ -54,7 +54,7 @@ def _drawn(name, shape, manifest, gains, edits) -> torch.Tensor:
     return tensor
 
 
-def pictures(seed: int, lead: tuple[int, ...], side: int = 224, coarse: int = 7) -> torch.Tensor:
+def made_images(seed: int, lead: tuple[int, ...], side: int = 224, coarse: int = 7) -> torch.Tensor:
     """Coarse blocks plus fine noise, float32 [*lead, 3, side, side]."""
     draw = np.random.RandomState(seed)
     low = draw.standard_normal((*lead, 3, coarse, coarse)).astype(np.float32)
@@ -66,7 +66,7 @@ def pictures(seed: int, lead: tuple[int, ...], side: int = 224, coarse: int = 7)
 def batch_of(system: str, *, mimic: bool = False) -> Batch:
     """The fixture's three studies, as a loader gives them: ids padded beyond the longest report."""
     io, manifest, prefix = outputs(system), facts(system), "mimic_" if mimic else ""
-    images = pictures(manifest["mimic_data_seed"], (3, 1)) if mimic else pictures(manifest["data_seed"], (3, 2))
+    images = made_images(manifest["mimic_data_seed"], (3, 1)) if mimic else made_images(manifest["data_seed"], (3, 2))
     axes = (1, 2, 3, 4) if mimic else (2, 3, 4)
     np.testing.assert_allclose(images.double().sum(axes), io[f"{prefix}images_checksum"], rtol=1e-6)
     tokens = torch.from_numpy(io[f"{prefix}report_ids"])

@@ -23,7 +23,7 @@ def test_same_as_from_raw_reports(reports, rule):
     for number, report in enumerate(reports):
         words = [made.words[k] for k in made.flat[made.starts[number] : made.starts[number + 1]]]
         assert words == clean_report(report, rule).split()
-    for marks in ({}, {"padding": 0, "begin": 0, "end": 0}):
+    for marks in ({}, {"padding": 0, "bos": 0, "eos": 0}):
         slow = Tokenizer.build(reports, cleaning=rule, threshold=3, strip=["lungs"], **marks)
         fast = Tokenizer.build(made, cleaning=rule, threshold=3, strip=["lungs"], **marks)
         assert fast.state_dict() == slow.state_dict()

@@ -1,4 +1,4 @@
-"""Readers, checks, pictures and batches."""
+"""Readers, checks, images and batches."""
 
 import json
 import random
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from data.batches import StudyDataset, collate, make_loader
-from data.images import Augmentation, open_picture, picture_problem, square, to_tensor
+from data.images import Augmentation, image_problem, open_image, square, to_tensor
 from data.mask_store import MaskTree, open_masks
 from data.studies import Study, card_text, check_studies, data_card, read_annotation, without_broken
 from modules.errors import InputError, Problems
@@ -17,7 +17,7 @@ from modules.nets.adm import apply_mask
 from modules.text.tokenizer import Tokenizer
 
 
-def picture(path, side=40, shade=None):
+def image(path, side=40, shade=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = (
         np.random.RandomState(len(str(path))).randint(0, 255, (side, side + 8), np.uint8) if shade is None else shade
@@ -29,7 +29,7 @@ def picture(path, side=40, shade=None):
 @pytest.fixture
 def annotation(tmp_path):
     """Six studies, five of them broken in five ways."""
-    images = tmp_path / "images"
+    folder = tmp_path / "images"
     rows = []
     for name, report in (
         ("fine", "The lungs are clear."),
@@ -38,12 +38,12 @@ def annotation(tmp_path):
         ("mute", " . "),
         ("bare", "Clear."),
     ):
-        pictures = [] if name == "bare" else [f"{name}/0.jpg"]
-        if pictures and name != "gone":
-            picture(images / pictures[0], side=200)
-        rows.append({"id": name, "report": report, "image_path": pictures})
-    whole = (images / "cut/0.jpg").read_bytes()
-    (images / "cut/0.jpg").write_bytes(whole[: len(whole) // 2])
+        images = [] if name == "bare" else [f"{name}/0.jpg"]
+        if images and name != "gone":
+            image(folder / images[0], side=200)
+        rows.append({"id": name, "report": report, "image_path": images})
+    whole = (folder / "cut/0.jpg").read_bytes()
+    (folder / "cut/0.jpg").write_bytes(whole[: len(whole) // 2])
     twin = {"id": "twin", "report": "Clear.", "image_path": ["fine/0.jpg"]}
     path = tmp_path / "annotation.json"
     path.write_text(json.dumps({"train": [*rows, twin], "val": [twin], "test": []}))
@@ -56,7 +56,7 @@ def test_every_broken_study_is_listed_once(annotation, depth):
     settings = {"cleaning": "iu_xray", "max_views": 2, "progress": False}
     broken = check_studies(studies, annotation.parent / "images", depth=depth, **settings)
     assert set(broken) == {"cut", "gone", "mute", "bare", "twin"}
-    assert "no picture" in broken["gone"] and "empty report" in broken["mute"] and "2 times" in broken["twin"]
+    assert "no image" in broken["gone"] and "empty report" in broken["mute"] and "2 times" in broken["twin"]
     problems = Problems()
     assert without_broken(studies, broken, skip=False, problems=problems) == studies
     with pytest.raises(InputError) as message:
@@ -83,10 +83,10 @@ def test_annotations_that_are_none(tmp_path, content, text):
         read_annotation(tmp_path / "a.json")
 
 
-def test_sixteen_bit_and_gray_pictures(tmp_path):
+def test_sixteen_bit_and_gray_images(tmp_path):
     deep = np.linspace(0, 65535, 100 * 100).reshape(100, 100).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    shallow = np.asarray(open_picture(tmp_path / "deep.png"))
+    shallow = np.asarray(open_image(tmp_path / "deep.png"))
     assert shallow.shape == (100, 100, 3) and shallow.min() == 0 and shallow.max() == 255
     np.testing.assert_allclose(shallow[:, :, 0], deep / 257, atol=1)
 
@@ -105,14 +105,14 @@ def test_dicom(tmp_path):
     record.SamplesPerPixel, record.PixelRepresentation, record.PhotometricInterpretation = 1, 0, "MONOCHROME1"
     record.PixelData = pixels.tobytes()
     record.save_as(tmp_path / "x.dcm", enforce_file_format=True)
-    found = np.asarray(open_picture(tmp_path / "x.dcm"))[:, :, 0]
+    found = np.asarray(open_image(tmp_path / "x.dcm"))[:, :, 0]
     np.testing.assert_allclose(found, 255 - pixels / 4095 * 255, atol=1)  # bright means low
-    (tmp_path / "y.dcm").write_bytes(b"no picture")
-    assert "y.dcm cannot be read" in picture_problem(tmp_path / "y.dcm", "full")
+    (tmp_path / "y.dcm").write_bytes(b"no image")
+    assert "y.dcm cannot be read" in image_problem(tmp_path / "y.dcm", "full")
 
 
 def test_views_are_augmented_as_named(tmp_path):
-    one = open_picture(picture(tmp_path / "a.png", 60))
+    one = open_image(image(tmp_path / "a.png", 60))
     twice = Augmentation("aligned", 60)([one, one], random.Random(1))
     assert twice[0].tobytes() == twice[1].tobytes() != one.tobytes()
     apart = Augmentation("released", 60)([one, one], random.Random(2))
@@ -120,7 +120,7 @@ def test_views_are_augmented_as_named(tmp_path):
     assert Augmentation("none", 60)([one], random.Random(1))[0] is one
 
 
-def test_crops_are_cut_from_the_resized_picture():
+def test_crops_are_cut_from_the_resized_image():
     """Shorter side to 8/7 of the side, the long one as torchvision does it; each view cut on its own, mirrored on request."""
     wide = Image.fromarray(np.tile(np.arange(512, dtype=np.uint8), (256, 1))[:, :400]).convert("RGB")
     crop, flip = Augmentation("crop", 224, "bilinear"), Augmentation("crop_flip", 224, "bilinear")
@@ -136,8 +136,8 @@ def test_crops_are_cut_from_the_resized_picture():
 def dataset(folder, **changes):
     studies = [Study(f"s{n}", "clear", tuple(f"s{n}/{v}.png" for v in range(1 + n % 2)), "train") for n in range(6)]
     for study in studies:
-        for path in study.pictures:
-            picture(folder / path)
+        for path in study.images:
+            image(folder / path)
     settings = {"needs": {"images", "tokens"}, "image_size": 32, "max_views": 2, "augment": "released", "seed": 4}
     tokens = np.array([[1, 5, 2, 0]] * len(studies), dtype=np.int32)
     return StudyDataset(studies, folder, tokens=tokens, **{**settings, **changes})
@@ -175,7 +175,7 @@ def test_epochs_have_their_own_order(tmp_path):
 
 
 def test_mask_rule():
-    """beta inside, gamma outside, whole values; a small mask leaves the picture alone."""
+    """beta inside, gamma outside, whole values; a small mask leaves the image alone."""
     one = Image.fromarray(np.full((10, 10, 3), 201, np.uint8))
     mask = np.zeros((10, 10), bool)
     mask[:5] = True
@@ -209,7 +209,7 @@ def test_tokenizer():
     assert ids[0] == 1 and ids[-1] == 2 and tokenizer.decode(ids) == "the heart <unk> ."
     assert tokenizer.decode([*ids, 4, 5]) == "the heart <unk> .", "nothing after the end mark is kept"
     assert len(tokenizer.encode_padded("The heart.", 12)) == 12 and tokenizer.encode_padded("heart " * 50, 12)[-1] != 2
-    family = Tokenizer(tokenizer.words, cleaning="iu_xray", padding=0, begin=0, end=0)
+    family = Tokenizer(tokenizer.words, cleaning="iu_xray", padding=0, bos=0, eos=0)
     assert family.vocab_size == 6 and family.decode(family.encode("the heart")[1:]) == "the heart ."
     assert Tokenizer.from_state_dict(tokenizer.state_dict()).fingerprint == tokenizer.fingerprint != family.fingerprint
 

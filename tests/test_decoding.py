@@ -8,7 +8,7 @@ import torch
 from data.batches import Batch
 from models.ekagen import EKAGen
 from modules import decoding
-from modules.decoding import DecodingSettings, decode, write_reports
+from modules.decoding import DecodingSettings, decode, generate_reports
 from modules.nets.knowledge_base import KnowledgeBase
 from modules.nets.visual_extractor import VisualExtractor
 
@@ -31,9 +31,9 @@ def system():
 
 
 def batch_of(*numbers: int, views=1) -> Batch:
-    pictures = torch.stack([torch.randn(views, 3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in numbers])
+    images = torch.stack([torch.randn(views, 3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in numbers])
     diagnosis = torch.tensor([[n % 2, n // 2 % 2] for n in numbers])
-    return Batch([f"s{n}" for n in numbers], masked_images=pictures, diagnosis=diagnosis)
+    return Batch([f"s{n}" for n in numbers], masked_images=images, diagnosis=diagnosis)
 
 
 ALL = tuple(range(16))
@@ -51,9 +51,9 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("size", [1, 3, 16])
 def test_report_ignores_its_batch(system, name, size):
-    alone = [write_reports(system, batch_of(n), SETTINGS[name])[0] for n in ALL]
+    alone = [generate_reports(system, batch_of(n), SETTINGS[name])[0] for n in ALL]
     parts = [ALL[start : start + size] for start in range(0, 16, size)]
-    together = [report for part in parts for report in write_reports(system, batch_of(*part), SETTINGS[name])]
+    together = [report for part in parts for report in generate_reports(system, batch_of(*part), SETTINGS[name])]
     assert together == alone
     if name in ("greedy", "trigrams", "sample"):
         assert len({len(report) for report in alone}) > 1, "the case is too easy: all end at once"
@@ -62,9 +62,9 @@ def test_report_ignores_its_batch(system, name, size):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_asking_seldom_changes_nothing(system, name, monkeypatch):
     """As on a GPU, where ended reports run on for some words before they are noticed."""
-    wanted = write_reports(system, batch_of(*ALL), SETTINGS[name])
+    wanted = generate_reports(system, batch_of(*ALL), SETTINGS[name])
     monkeypatch.setitem(decoding.LOOK_EVERY, "cpu", 4)
-    assert write_reports(system, batch_of(*ALL), SETTINGS[name]) == wanted
+    assert generate_reports(system, batch_of(*ALL), SETTINGS[name]) == wanted
 
 
 def test_cached_greedy_equals_full_passes(system):
@@ -81,8 +81,8 @@ def test_cached_greedy_equals_full_passes(system):
 @torch.no_grad()
 def total(system, memory, words: list[int]) -> float:
     """Log-probability of `words` and the end mark."""
-    chances = system.logits(memory, torch.tensor([[1, *words]]))[0].log_softmax(-1)
-    return sum(float(chances[place, word]) for place, word in enumerate([*words, 2]))
+    probabilities = system.logits(memory, torch.tensor([[1, *words]]))[0].log_softmax(-1)
+    return sum(float(probabilities[place, word]) for place, word in enumerate([*words, 2]))
 
 
 def test_wide_beam_finds_the_best_report(system):
@@ -97,7 +97,7 @@ def test_wide_beam_finds_the_best_report(system):
 
 
 def test_a_missing_view_changes_nothing(system):
-    """One picture, and the same picture beside an absent second one."""
+    """One image, and the same image beside an absent second one."""
     one, two = batch_of(3), batch_of(3)
     two.masked_images = torch.cat([two.masked_images, torch.randn(1, 1, 3, 32, 32)], 1)
     two.view_mask = torch.tensor([[True, False]])

@@ -1,4 +1,4 @@
-"""One command builds labels, DiagnosisBot, masks and base, keeps them on a rerun, and its checkpoint serves a new picture."""
+"""One command builds labels, DiagnosisBot, masks and base, keeps them on a rerun, and its checkpoint serves a new image."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_steps_are_said_and_kept(whole):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_enough_for_a_new_picture(whole, mini, tmp_path):
+def test_a_checkpoint_is_enough_for_a_new_image(whole, mini, tmp_path):
     """Report, probabilities and expert report, in another folder, with no annotation in sight."""
     folder, _, _ = whole
     study = next((mini / "data" / "images").iterdir())
@@ -46,7 +46,7 @@ def test_a_checkpoint_is_enough_for_a_new_picture(whole, mini, tmp_path):
         assert text in done.stdout
     assert run(*words, cwd=tmp_path).stdout == done.stdout and not list(tmp_path.iterdir())
     wrong = run(*words[:-2], tmp_path / "none.png", cwd=tmp_path, code=2)
-    assert "no picture" in wrong.stderr
+    assert "no image" in wrong.stderr
 
 
 def test_an_ablation_builds_only_what_it_needs():
@@ -66,6 +66,6 @@ def test_artefacts_serve_every_system_and_seed():
         return {what: typed for what, _, typed in steps(parse(list(flags), "train", systems=tuple(SYSTEMS)))}
 
     ours, theirs = built("--seed", "7"), built("--model", "xpronet")
-    for what in ("labels of the reports, by rules", "DiagnosisBot: picture to diagnosis"):
+    for what in ("labels of the reports, by rules", "DiagnosisBot: image to diagnosis"):
         assert ours[what] == theirs[what] == built()[what]
     assert ours == built()

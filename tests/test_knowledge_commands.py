@@ -1,4 +1,4 @@
-"""Classifier training and ADM masks as commands, on synthetic pictures made here: a bright square is a label."""
+"""Classifier training and ADM masks as commands, on synthetic images made here: a bright square is a label."""
 
 import json
 import os
@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data.images import diagnosis_tensor, open_picture, square
+from data.images import diagnosis_tensor, open_image, square
 from data.mask_store import PackedMasks, StoreWriter, open_masks
 from data.studies import Study
 from knowledge import check_adm, generate_adm, train_adm_classifier, train_diagnosisbot
 from knowledge.classifier import training as classifier_training
-from knowledge.classifier.data import HeldPictures, augmented, normalised
+from knowledge.classifier.data import HeldImages, augmented, normalised
 from knowledge.classifier.metrics import choose_thresholds, f1_of, measure, ranking
 from knowledge.classifier.training import ClassifierTrainer
 from modules.artefact import read_manifest
@@ -33,7 +33,7 @@ EDEMA, LESION, NONE = (CHEXPERT_14.index(name) for name in ("Edema", "Lung Lesio
 
 @pytest.fixture(autouse=True, scope="session")
 def quick():
-    """One thread (several are slower on tiny pictures, above all on a busy machine) and no waiting for the disk."""
+    """One thread (several are slower on tiny images, above all on a busy machine) and no waiting for the disk."""
     before, fsync = torch.get_num_threads(), os.fsync
     torch.set_num_threads(1)
     os.fsync = lambda descriptor: None  # no power cut is tested here
@@ -44,7 +44,7 @@ def quick():
 
 @pytest.fixture(scope="session")
 def blobs(tmp_path_factory):
-    """A data set of 64 x 64 pictures: bright above left = Edema, bright below right = Lung Lesion; Fracture is rare."""
+    """A data set of 64 x 64 images: bright above left = Edema, bright below right = Lung Lesion; Fracture is rare."""
     root = tmp_path_factory.mktemp("blobs")
     draw = np.random.default_rng(0)
     annotation, rows = {}, []
@@ -69,9 +69,9 @@ def blobs(tmp_path_factory):
     return root
 
 
-def mask_of(bot, picture):
-    """The ADM mask of one square picture, rule cam."""
-    return classifier_masks(bot, diagnosis_tensor(picture, bot.side)[None], "cam")[0].numpy()
+def mask_of(bot, image):
+    """The ADM mask of one square image, rule cam."""
+    return classifier_masks(bot, diagnosis_tensor(image, bot.side)[None], "cam")[0].numpy()
 
 
 
@@ -122,8 +122,8 @@ def test_one_class_has_no_auroc_and_counts_are_copies():
 
 def test_measure_leaves_out_unknown_labels_and_single_classes():
     truth = np.array([[1, 0, -1], [0, 0, 1], [1, 0, 0], [0, 0, 1]])
-    chances = np.array([[0.9, 0.2, 0.0], [0.1, 0.3, 0.8], [0.8, 0.1, 0.3], [0.2, 0.2, 0.9]])
-    result = measure(truth, chances, [0.5, 0.5, 0.5], "abc", rounds=20)
+    probabilities = np.array([[0.9, 0.2, 0.0], [0.1, 0.3, 0.8], [0.8, 0.1, 0.3], [0.2, 0.2, 0.9]])
+    result = measure(truth, probabilities, [0.5, 0.5, 0.5], "abc", rounds=20)
     assert result["macro"]["labels"] == 2 and result["macro"]["auroc"][0] == 1
     assert result["labels"]["b"]["auroc"] is None
     assert result["labels"]["c"]["positives"] == 2 and result["labels"]["c"]["f1"][0] == 1
@@ -133,8 +133,8 @@ def test_measure_leaves_out_unknown_labels_and_single_classes():
 def test_thresholds_maximise_f1_and_have_stated_fallbacks():
     truth = np.array([[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]])
     first = np.array([0.05, 0.1, 0.2, 0.3, 0.6, 0.9])  # cut at 0.2: 3 right, 1 wrong, F1 6/7
-    chances = np.stack([first, first, first], 1)
-    thresholds, notes = choose_thresholds(truth, chances, [0.5, 0.2, 0.0], "abc")
+    probabilities = np.stack([first, first, first], 1)
+    thresholds, notes = choose_thresholds(truth, probabilities, [0.5, 0.2, 0.0], "abc")
     assert 0.1 < thresholds[0] < 0.2
     assert (first > thresholds[1]).sum() == 1 and "20.0%" in notes["b"]
     assert thresholds[2] == 1.0 and "never" in notes["c"]
@@ -142,21 +142,21 @@ def test_thresholds_maximise_f1_and_have_stated_fallbacks():
     assert separate[0] == pytest.approx(0.5, abs=0.1)  # half the best F1, which is 1
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
 def test_training_sees_what_the_diagnosis_sees(blobs):
     study = Study("train1", "", ("train1/0.png",), "train")
-    pictures = HeldPictures([study], blobs / "images", 48)
-    expected = diagnosis_tensor(square(open_picture(blobs / "images/train1/0.png"), 300), 48)
-    assert torch.equal(normalised(pictures[0][None])[0], expected)
-    pictures.hold(2)
-    assert torch.equal(next(iter(pictures.batches([np.array([0])], 0)))[0], pictures[0])
+    images = HeldImages([study], blobs / "images", 48)
+    expected = diagnosis_tensor(square(open_image(blobs / "images/train1/0.png"), 300), 48)
+    assert torch.equal(normalised(images[0][None])[0], expected)
+    images.hold(2)
+    assert torch.equal(next(iter(images.batches([np.array([0])], 0)))[0], images[0])
 
 
 def test_augmentation_at_rest_changes_nothing_and_never_flips():
-    pictures = torch.rand(2, 3, 32, 32)
-    assert torch.allclose(augmented(pictures, torch.zeros(2, 6)), pictures, atol=1e-4)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(augmented(images, torch.zeros(2, 6)), images, atol=1e-4)
     marked = torch.zeros(64, 3, 32, 32)
     marked[:, :, 12:20, 2:8] = 1
     moved = augmented(marked, torch.rand(64, 6) * 2 - 1)
@@ -233,7 +233,7 @@ def test_killed_training_goes_on_to_the_same_weights(blobs, trained, tmp_path, m
 def test_a_partial_of_other_flags_is_not_continued(blobs, tmp_path, capsys):
     out = tmp_path / "bot.pt"
     torch.save({"inputs": {"epochs": 9}, "epoch": 1}, tmp_path / "bot.pt.partial.pt")
-    train_diagnosisbot.main(flags(blobs, out, "--epochs", 1, "--cache_gb", 0))  # reads pictures on demand
+    train_diagnosisbot.main(flags(blobs, out, "--epochs", 1, "--cache_gb", 0))  # reads images on demand
     assert "training starts anew" in capsys.readouterr().out and out.is_file()
 
 
@@ -276,11 +276,11 @@ def store(blobs, trained, tmp_path_factory):
     return out
 
 
-def test_store_holds_the_masks_of_every_picture(blobs, trained, store, capsys):
+def test_store_holds_the_masks_of_every_image(blobs, trained, store, capsys):
     masks, bot = open_masks(store), load_diagnosisbot(trained)
     assert isinstance(masks, PackedMasks) and len(masks.rows) == 24
-    picture = square(open_picture(blobs / "images/test1/0.png"), 300)
-    assert np.array_equal(masks.get("test1/0.png"), mask_of(bot, picture))
+    image = square(open_image(blobs / "images/test1/0.png"), 300)
+    assert np.array_equal(masks.get("test1/0.png"), mask_of(bot, image))
     manifest = read_manifest(store)
     shares = [masks.get(name).mean() for name in masks.rows]
     assert manifest["mean_kept_share"] == pytest.approx(np.mean(shares), abs=1e-4)
@@ -331,7 +331,7 @@ def test_half_of_another_classifier_is_not_continued(blobs, trained, tmp_path, c
 def test_sigkill_leaves_no_store_and_a_rerun_finishes_it(blobs, trained, store, tmp_path):
     program = (
         "import torch, time; torch.set_num_threads(1)\n"
-        "from knowledge import generate_adm as g, mask_store\n"
+        "from data import mask_store\nfrom knowledge import generate_adm as g\n"
         "mask_store.FLUSH_SECONDS = 0; batches = g.packed_batches\n"
         "def slow(*w, **s):\n"
         "    for rows in batches(*w, **s):\n"
@@ -358,7 +358,7 @@ def test_tree_round_trip(blobs, trained, store, tmp_path, capsys):
     importing += ["--out", str(tmp_path / "back")]
     generate_adm.main(importing)
     assert (tmp_path / "back/masks.bits").read_bytes() == (store / "masks.bits").read_bytes()
-    assert json.loads((tmp_path / "back/pictures.json").read_text()) == list(PackedMasks(store).rows)
+    assert json.loads((tmp_path / "back/images.json").read_text()) == list(PackedMasks(store).rows)
     (tree / "test1" / "0.npy").unlink()
     again = [*importing[:-1], str(tmp_path / "less")]
     with pytest.raises(SystemExit):
@@ -378,7 +378,7 @@ def test_overlays_and_sample(blobs, trained, store, tmp_path, capsys):
     assert not list(tmp_path.glob(".none*"))
 
 
-def test_broken_pictures_are_listed_or_left_out(blobs, trained, tmp_path, capsys):
+def test_broken_images_are_listed_or_left_out(blobs, trained, tmp_path, capsys):
     images = tmp_path / "images"
     for path in (blobs / "images").glob("test*/0.png"):
         (images / path.parent.name).mkdir(parents=True)
@@ -391,7 +391,7 @@ def test_broken_pictures_are_listed_or_left_out(blobs, trained, tmp_path, capsys
         generate_adm.main(mask_flags(blobs, trained, tmp_path / "m", *words))
     said = capsys.readouterr().err
     assert "test2" in said and "test5" in said
-    quick = (*words, "--picture_check", "quick")
+    quick = (*words, "--image_check", "quick")
     with pytest.raises(SystemExit):
         generate_adm.main(mask_flags(blobs, trained, tmp_path / "m", *quick))
     assert "--skip_broken" in capsys.readouterr().err
@@ -399,7 +399,7 @@ def test_broken_pictures_are_listed_or_left_out(blobs, trained, tmp_path, capsys
     masks = PackedMasks(tmp_path / "m")
     assert len(masks.rows) == 10 and not masks.has("test2/0.png") and len(masks.manifest["left_out"]) == 2
     bot = load_diagnosisbot(trained)
-    last = square(open_picture(images / "test9/0.png"), 300)
+    last = square(open_image(images / "test9/0.png"), 300)
     assert np.array_equal(masks.get("test9/0.png"), mask_of(bot, last))
 
 

@@ -1,4 +1,4 @@
-"""The miniature set: same bytes again, reports that say what is drawn, truth that lies where the picture changes."""
+"""The miniature set: same bytes again, reports that say what is drawn, truth that lies where the image changes."""
 
 import csv
 import json
@@ -126,8 +126,8 @@ def test_files_and_counts(twenty):
             assert list(study) == ["id", "report", "image_path", "split"]
             assert study["split"] == split == by_id[study["id"]]["split"]
             for path in study["image_path"]:
-                picture = Image.open(twenty / "images" / path)
-                assert picture.mode == "L" and picture.size == (64, 64)
+                image = Image.open(twenty / "images" / path)
+                assert image.mode == "L" and image.size == (64, 64)
             said, _ = claims(study["report"])
             marked = {label for label in CHEXPERT_14 if by_id[study["id"]][label] == "1"}
             healthy = {NO_FINDING} if said.keys() <= {"Support Devices"} else set()
@@ -142,25 +142,25 @@ def test_the_same_parameters_give_the_same_bytes(twenty, tmp_path):
 def test_a_study_does_not_depend_on_the_size_of_the_set(twenty, tmp_path):
     build(tmp_path / "forty", studies=40)
     small, large = files(twenty), files(tmp_path / "forty")
-    pictures = [name for name in small if name.startswith("images/")]
-    assert len(pictures) == 40 and all(small[name] == large[name] for name in pictures)
+    images = [name for name in small if name.startswith("images/")]
+    assert len(images) == 40 and all(small[name] == large[name] for name in images)
     for split, rows in json.loads(small["annotation.json"]).items():
         assert json.loads(large["annotation.json"])[split][:len(rows)] == rows
     build(tmp_path / "other", seed=1)
-    assert all(files(tmp_path / "other")[name] != small[name] for name in pictures)
+    assert all(files(tmp_path / "other")[name] != small[name] for name in images)
 
 
 @pytest.mark.parametrize("label", sorted(DRAW))
-def test_a_finding_changes_the_picture_in_its_box(label):
+def test_a_finding_changes_the_image_in_its_box(label):
     chosen = [study for study in MANY if label in {finding.label for finding in study.findings}][:4]
     for study in chosen:
         for number, finding in enumerate(study.findings):
             if finding.label != label:
                 continue
             for view in VIEWS:
-                picture, masks = draw(study, view, 128)
+                image, masks = draw(study, view, 128)
                 without, _ = draw(study, view, 128, without=number)
-                changed = np.abs(picture.astype(int) - without) > 12
+                changed = np.abs(image.astype(int) - without) > 12
                 box = miniature.box_of(masks[number])
                 if box is None:
                     assert view == "lateral" and not changed.any(), study
@@ -171,7 +171,7 @@ def test_a_finding_changes_the_picture_in_its_box(label):
                 assert changed[y0:y1, x0:x1].sum() > 0.5 * changed.sum(), (study, view)
 
 
-def test_right_lies_left_in_the_frontal_picture(twenty):
+def test_right_lies_left_in_the_frontal_image(twenty):
     for study in MANY[:150]:
         one_sided = [number for number, finding in enumerate(study.findings) if finding.side in ("right", "left")
                      and finding.label != "Support Devices"]

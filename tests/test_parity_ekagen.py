@@ -100,25 +100,25 @@ def test_greedy_tokens(system, memory, io):
 def test_diagnosisbot(released):
     bot = load_diagnosisbot(released / "diagnosisbot.pth")
     seed = read("diagnosisbot.json")["seed"] + 2
-    pictures = np.random.RandomState(seed).standard_normal((2, 3, 224, 224)).astype(np.float32)
+    images = np.random.RandomState(seed).standard_normal((2, 3, 224, 224)).astype(np.float32)
     with torch.no_grad():
-        chances = bot(torch.from_numpy(pictures)).numpy()
-    np.testing.assert_allclose(chances, np.load(FIXTURES / "diagnosisbot.npz")["probs"], atol=1e-5)
+        probabilities = bot(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(probabilities, np.load(FIXTURES / "diagnosisbot.npz")["probs"], atol=1e-5)
     assert list(RELEASED_THRESHOLDS) == read("thresholds.json")
 
 
-def test_adm_maps_masks_and_masked_picture(released):
+def test_adm_maps_masks_and_masked_image(released):
     adm = np.load(FIXTURES / "adm.npz")
     bot = load_diagnosisbot(released / "MIMIC_best_weight.pth", side=300)
-    picture = Image.fromarray(adm["image"]).convert("RGB")
-    maps, chances = gradcam(bot, diagnosis_tensor(picture, 300)[None])
-    np.testing.assert_allclose(chances.numpy(), adm["probs"], atol=1e-5)
+    image = Image.fromarray(adm["image"]).convert("RGB")
+    maps, probabilities = gradcam(bot, diagnosis_tensor(image, 300)[None])
+    np.testing.assert_allclose(probabilities.numpy(), adm["probs"], atol=1e-5)
     np.testing.assert_allclose(maps[0, :, ::10, ::10].numpy(), adm["cams"], atol=1e-4)
     expected = np.unpackbits(adm["class_masks"], count=14 * 300 * 300).reshape(14, 300, 300).astype(bool)
     ours = masks_of(maps, "released")[0].numpy()
     assert (ours != expected).mean() <= 1e-3
     one = expected[int(adm["masked_with_class"])]
-    masked = np.asarray(apply_mask(picture, one, theta=0.4, gamma=0.4))
+    masked = np.asarray(apply_mask(image, one, theta=0.4, gamma=0.4))
     assert (masked == adm["masked_image"][:, :, None]).all()
 
 

@@ -36,7 +36,7 @@ def released(name: str, folder, *more, training: bool = False):
     path = folder / f"{name}.pth"
     torch.save(family.released_content(name, training=training), path)
     args, module = flags(name, *more), system_module(name)
-    words = Tokenizer(sorted(family.WORDS), cleaning="iu_xray", padding=0, begin=0, end=0)
+    words = Tokenizer(sorted(family.WORDS), cleaning="iu_xray", padding=0, bos=0, eos=0)
     system = module.build(args, words)
     module.load_start(system, load_checkpoint(path), str(path), args)
     path.unlink()
@@ -181,7 +181,7 @@ def test_batch_norm_sees_each_view_alone(tmp_path):
 def test_misfits_are_explained(tmp_path):
     content = family.released_content("r2gencmn", training=False)
     module, args = system_module("r2gencmn"), flags("r2gencmn")
-    fewer = Tokenizer(sorted(family.WORDS[1:]), cleaning="iu_xray", padding=0, begin=0, end=0)
+    fewer = Tokenizer(sorted(family.WORDS[1:]), cleaning="iu_xray", padding=0, bos=0, eos=0)
     with pytest.raises(InputError, match=r"vocabulary.*the weights have 761, this run 760"):
         module.load_start(module.build(args, fewer), content, "model.pth", args)
     content["state_dict"]["encoder_decoder.model.cmn.linears.0.bias"] += 1  # the copy of a shared layer must be one

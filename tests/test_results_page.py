@@ -40,11 +40,11 @@ HOSTILE = [
 
 
 class Halves(MaskStore):
-    """A mask over the left half of every picture; of those named `small`, over little of it."""
+    """A mask over the left half of every image; of those named `small`, over little of it."""
 
-    def get(self, picture: str) -> np.ndarray:
+    def get(self, image: str) -> np.ndarray:
         mask = np.zeros((300, 300), bool)
-        mask[:, : 30 if "small" in picture else 180] = True
+        mask[:, : 30 if "small" in image else 180] = True
         return mask
 
 
@@ -61,23 +61,23 @@ def attention_row(text: str, side: int) -> dict:
     }
 
 
-def made_picture(number: int) -> Image.Image:
-    """A smooth synthetic picture, as large as a small radiograph."""
+def made_image(number: int) -> Image.Image:
+    """A smooth synthetic image, as large as a small radiograph."""
     y, x = np.mgrid[0:300, 0:260] / 40
     waves = np.sin(x + number % 7) + np.cos(y - number % 5) + np.sin(x * y / 3)
     return Image.fromarray(np.uint8(127 + 40 * waves))
 
 
-PICTURES = [made_picture(number) for number in range(10)]
+IMAGES = [made_image(number) for number in range(10)]
 
 
 def open_made(path: str) -> Image.Image:
     if "missing" in path:
-        raise InputError(f"no picture {path}")
-    return PICTURES[int(re.search(r"(\d+)", path).group()) % len(PICTURES)]
+        raise InputError(f"no image {path}")
+    return IMAGES[int(re.search(r"(\d+)", path).group()) % len(IMAGES)]
 
 
-def make_results(folder, pairs, *, attention=None, pictures=lambda number: (f"{number}.png",), metrics=None, more=None):
+def make_results(folder, pairs, *, attention=None, images=lambda number: (f"{number}.png",), metrics=None, more=None):
     """A results folder as main_test.py leaves it, from (reference, prediction) pairs."""
     texts = R2GenReferences(["the heart is normal . the lungs are clear ."], "iu_xray", threshold=1)
     rows = [
@@ -92,7 +92,7 @@ def make_results(folder, pairs, *, attention=None, pictures=lambda number: (f"{n
     content = {"split": "test", "oracle_labels": True, "run": run, "metrics": {**values, **(metrics or {})}}
     (folder / "metrics_test.json").write_text(json.dumps(content))
     dataset = SimpleNamespace(
-        studies=[Study(row["id"], row["reference"], pictures(n), "test") for n, row in enumerate(rows)],
+        studies=[Study(row["id"], row["reference"], images(n), "test") for n, row in enumerate(rows)],
         image_dir="",
         max_views=1,
         needs={"masked_images"},
@@ -172,7 +172,7 @@ def test_attention_is_that_of_the_words_as_they_were_written(build):
     with watched(layer.cross_attention for layer in system.decoder) as seen:
         reports = decode(system, memory, DecodingSettings(max_length=9), ["a", "b"], stop=False)
     stepped = torch.stack(seen).unflatten(0, (9, 2)).mean(1)[:, :, 0].transpose(0, 1)  # [B, L, P]
-    tokens = torch.tensor([[system.begin, *ids[:-1]] for ids in reports])
+    tokens = torch.tensor([[system.bos, *ids[:-1]] for ids in reports])
     found = system.attention(memory, tokens)
     assert found.shape == (2, 9, 2, 2, 2)
     torch.testing.assert_close(found.flatten(2), stepped, atol=1e-5, rtol=1e-4)
@@ -199,7 +199,7 @@ def test_attention_rows_hold_a_map_for_each_word():
         maps[:, 0, 0, 1, 1] = 1.0
         return maps
 
-    made = SimpleNamespace(attention=attention, begin=1, padding=0)
+    made = SimpleNamespace(attention=attention, bos=1, padding=0)
     watch = Attention(made, Pieces(), studies=3, views=1)
     watch(["a", "b", "c"], {"x": torch.zeros(3)}, [[2, 3, 4], [], [9]])
     assert seen[0].tolist() == [[1, 2, 3], [0, 0, 0], [1, 0, 0]]
@@ -210,12 +210,12 @@ def test_attention_rows_hold_a_map_for_each_word():
 
 
 def test_large_sets_get_coarser_maps_and_a_system_may_have_none():
-    made = SimpleNamespace(attention=lambda memory, tokens: torch.rand(*tokens.shape, 1, 19, 19), begin=1, padding=0)
+    made = SimpleNamespace(attention=lambda memory, tokens: torch.rand(*tokens.shape, 1, 19, 19), bos=1, padding=0)
     watch = Attention(made, Pieces(), studies=3858, views=1)
     watch(["a"], {"x": torch.zeros(1)}, [[2, 4]])
     assert watch.rows["a"]["grid"] == [1, map_side(3858), map_side(3858)] and watch.rows["a"]["full_grid"] == [19, 19]
     assert map_side(3858) ** 2 * 60 * 3858 * 4 / 3 < 60e6 < 19**2 * 60 * 3858
-    silent = Attention(SimpleNamespace(begin=1, padding=0), Pieces(), studies=1, views=1)
+    silent = Attention(SimpleNamespace(bos=1, padding=0), Pieces(), studies=1, views=1)
     silent(["a"], {}, [[2]])
     assert silent.rows == {}
 
@@ -223,12 +223,12 @@ def test_large_sets_get_coarser_maps_and_a_system_may_have_none():
 # ------------------------------------------------------------------------------------------------------- building
 
 
-def test_a_missing_picture_leaves_a_note(tmp_path):
-    make_results(tmp_path, [("a", "b"), ("c", "d")], pictures=lambda n: ("1.png", "missing.png") if n else ("2-small.png",))
+def test_a_missing_image_leaves_a_note(tmp_path):
+    make_results(tmp_path, [("a", "b"), ("c", "d")], images=lambda n: ("1.png", "missing.png") if n else ("2-small.png",))
     rows = dict(read_evidence(tmp_path / "evidence_test.jsonl"))
-    first, second = (json.loads(rows[f"study {n}"])["pictures"] for n in (0, 1))
+    first, second = (json.loads(rows[f"study {n}"])["images"] for n in (0, 1))
     assert first[0]["mask_used"] is False and second[0]["mask_used"] is True and second[0]["mask_share"] == 0.6
-    assert second[1] == {"path": "missing.png", "seen": False, "note": "no picture /missing.png"}
+    assert second[1] == {"path": "missing.png", "seen": False, "note": "no image /missing.png"}
     assert write_page(tmp_path).name == "index.html"
 
 
@@ -331,7 +331,7 @@ def folder(tmp_path_factory):
         tmp_path_factory.mktemp("results") / "run",
         pairs,
         attention=made_attention(pairs),
-        pictures=lambda n: ("missing.png",) if n == 2 else (f"{n}.png", "1.png"),
+        images=lambda n: ("missing.png",) if n == 2 else (f"{n}.png", "1.png"),
         more=lambda n: {"diagnosis": "Cardiomegaly|Edema" if n == 1 else "", **knowledge},
         metrics={"intervals": {"r2gen/BLEU_4": [0.05, 0.15]}},
     )
@@ -404,7 +404,7 @@ def test_a_clicked_word_shows_its_attention_and_adm_can_be_hidden(page):
     page.click('#prediction [data-word="2"]')
     assert ink(page, "attention-canvas") > 0
     assert "word 3: the strongest patch holds 25%" in text(page, "#viewer")
-    assert "ADM keeps 60% of the picture" in text(page, "#viewer")
+    assert "ADM keeps 60% of the image" in text(page, "#viewer")
     page.press("ArrowRight")
     assert "word 4" in text(page, "#viewer")
     assert page.run("document.querySelectorAll('#prediction [aria-pressed=\"true\"]').length") == 1
@@ -437,7 +437,7 @@ def test_contradictions_jump_to_the_eye(page):
 def test_keyboard_alone(page):
     assert text(page, "#detail h2") == "study 0" and page.run("document.activeElement.id") == "list"
     page.press("j", "ArrowDown")
-    assert text(page, "#detail h2") == "study 2" and "no picture" in text(page, "#viewer")
+    assert text(page, "#detail h2") == "study 2" and "no image" in text(page, "#viewer")
     page.press("k")
     assert text(page, "#detail h2") == "study 1" and page.run("location.hash") == "#studies/study%201"
     page.press("/", "e", "d", "e", "m", "a")
@@ -530,7 +530,7 @@ def test_what_was_not_kept_is_said(browser, tmp_path, monkeypatch):
 @needs_browser
 @pytest.mark.slow
 def test_a_test_set_as_large_as_mimic_opens_at_once(browser, tmp_path):
-    """3,858 studies with picture, mask and attention: first view in under 3 s, under 200 MB, few elements."""
+    """3,858 studies with image, mask and attention: first view in under 3 s, under 200 MB, few elements."""
     count, draw = 3858, random.Random(0)
     said = ["the heart is enlarged .", "no pleural effusion .", "small left effusion .", "the lungs are clear .", "mild edema ."]
     report = lambda: " ".join(draw.choices(said, k=14))  # noqa: E731

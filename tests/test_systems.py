@@ -15,7 +15,7 @@ from knowledge.diagnose import diagnose_studies
 from knowledge.from_scratch import steps
 from models import SYSTEMS, system_module
 from modules.checkpoint import CheckpointWriter, load_checkpoint
-from modules.decoding import DecodingSettings, decode, write_reports
+from modules.decoding import DecodingSettings, decode, generate_reports
 from modules.errors import InputError, Problems
 from modules.flags import kept_flags, parse
 from modules.text.labels import CHEXPERT_14, NO_FINDING
@@ -31,7 +31,7 @@ ABLATIONS = {
 
 
 def own_flags(name: str, mini) -> list[str]:
-    """What a tiny run of a system needs beside pictures and reports."""
+    """What a tiny run of a system needs beside images and reports."""
     labels = str(mini / "data" / "labels.csv")
     if name == "ekagen":
         return ["--no-adm", "--no-gid", "--diagnosis_path", labels, "--oracle_labels", "--knowledge_path", str(mini / "base.pt")]
@@ -41,7 +41,7 @@ def own_flags(name: str, mini) -> list[str]:
 
 
 def read(name: str, mini, *more):
-    words = ["--model", name, "--dataset_name", "miniature", "--data_dir", str(mini / "data"), "--no-picture_cache"]
+    words = ["--model", name, "--dataset_name", "miniature", "--data_dir", str(mini / "data"), "--no-image_cache"]
     return parse([*words, *TINY_MODEL, *own_flags(name, mini), *more], "train", systems=NAMES)
 
 
@@ -90,11 +90,11 @@ def test_every_system_keeps_the_contract(name, mini, tmp_path):
     data, tokenizer, system, trainer = two_steps(args, mini, tmp_path)
     batch = next(iter(loader_of(args, data, tokenizer, system, "val")))
     settings = DecodingSettings.from_flags(args)
-    written = write_reports(system, batch, settings)
+    written = generate_reports(system, batch, settings)
     assert len(written) == len(batch) and all(isinstance(tokenizer.decode(ids), str) for ids in written)
     assert all(len(column) == len(batch) for column in system.remarks(batch).values())
     with torch.no_grad():
-        looks = system.attention(system.encode(batch), torch.full((len(batch), 3), system.begin))
+        looks = system.attention(system.encode(batch), torch.full((len(batch), 3), system.bos))
     assert looks.shape[:3] == (len(batch), 3, args.max_views)
     torch.testing.assert_close(looks.sum((2, 3, 4)), torch.ones(len(batch), 3))
     with CheckpointWriter() as writer:
@@ -104,7 +104,7 @@ def test_every_system_keeps_the_contract(name, mini, tmp_path):
     loaded = module.build(again, Tokenizer.from_state_dict(content["tokenizer"]), content["parts"])
     module.load_start(loaded, content, "best.pt", again)
     assert DecodingSettings.from_flags(again) == settings
-    assert write_reports(loaded.eval(), batch, settings) == written
+    assert generate_reports(loaded.eval(), batch, settings) == written
 
 
 @pytest.mark.parametrize(("name", "words"), [(name, words) for name, rows in ABLATIONS.items() for words in rows],
@@ -115,7 +115,7 @@ def test_each_ablation_is_one_flag(name, words, mini, tmp_path):
     batch = next(iter(loader_of(args, data, tokenizer, system, "val")))
     for beams in (1, 2):
         settings = DecodingSettings(beam_size=beams, max_length=8, beam_search="released")
-        assert len(write_reports(system, batch, settings)) == len(batch)
+        assert len(generate_reports(system, batch, settings)) == len(batch)
 
 
 def family(name: str, words: int = 12, **changes):
@@ -124,7 +124,7 @@ def family(name: str, words: int = 12, **changes):
     extra = {"xpronet": ["--prototypes", "random", "--topk", "5", "--num_prototypes", "6"], "r2gencmn": ["--topk", "5"]}
     args = parse([*flags, *extra.get(name, [])], "train", systems=NAMES)
     torch.manual_seed(5)
-    tokenizer = Tokenizer([f"w{n:02d}" for n in range(words - 1)] + ["<unk>"], cleaning="iu_xray", padding=0, begin=0, end=0)
+    tokenizer = Tokenizer([f"w{n:02d}" for n in range(words - 1)] + ["<unk>"], cleaning="iu_xray", padding=0, bos=0, eos=0)
     system = system_module(name).build(args, tokenizer)
     torch.manual_seed(7)  # spread the words and what is seen, so that studies differ and reports end at different places
     torch.nn.init.normal_(system.word.weight, std=0.2)
@@ -137,16 +137,16 @@ def family(name: str, words: int = 12, **changes):
 
 
 def seen(batch) -> tuple[torch.Tensor, None]:
-    """Stands in for the patches of untrained extractors, which are alike for all pictures."""
+    """Stands in for the patches of untrained extractors, which are alike for all images."""
     draws = [torch.Generator().manual_seed(int(name[1:])) for name in batch.ids]
     return torch.stack([3 * torch.randn(6, 32, generator=draw) for draw in draws]), None
 
 
 def studies(*numbers: int, views: int = 2) -> Batch:
-    pictures = torch.stack([torch.randn(views, 3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in numbers])
+    images = torch.stack([torch.randn(views, 3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in numbers])
     diagnosis = torch.tensor([[(n >> k) % 2 for k in range(14)] for n in numbers])
     mask = torch.ones(len(numbers), views, dtype=torch.bool)
-    return Batch([f"s{n}" for n in numbers], images=pictures, view_mask=mask, diagnosis=diagnosis)
+    return Batch([f"s{n}" for n in numbers], images=images, view_mask=mask, diagnosis=diagnosis)
 
 
 FAMILY = [name for name in NAMES if name != "ekagen"]
@@ -160,16 +160,16 @@ def published_search(system, memory, beams: int, steps: int) -> list[int]:
     for step in range(steps):
         options = []
         for words, total in beam:
-            inputs = torch.tensor([[system.begin, *words]])
+            inputs = torch.tensor([[system.bos, *words]])
             x = system.embed(inputs, system.places[: inputs.shape[1]])
             logp = plain_logits(system, memory, inputs, x)[0, -1].log_softmax(-1)
             options += [(words + (word,), total + float(logp[word])) for word in range(len(logp))]
         options.sort(key=lambda row: -row[1])
         beam = []
         for words, total in options[:beams]:
-            if words[-1] == system.end or step == steps - 1:
+            if words[-1] == system.eos or step == steps - 1:
                 stored.append((words, total))
-            beam.append((words, total - 1000 * (words[-1] == system.end or step == steps - 1)))
+            beam.append((words, total - 1000 * (words[-1] == system.eos or step == steps - 1)))
     best = max(stored, key=lambda row: row[1])[0]
     return list(best[: best.index(0)] if 0 in best else best)
 
@@ -205,13 +205,13 @@ def test_released_beam_search_without_cache(name):
 def test_a_report_ignores_its_batch(name, way):
     system, settings = family(name), DecodingSettings(max_length=9, **way)
     system.patches = seen
-    alone = [write_reports(system, studies(n), settings)[0] for n in ALL]
-    assert write_reports(system, studies(*ALL), settings) == alone
+    alone = [generate_reports(system, studies(n), settings)[0] for n in ALL]
+    assert generate_reports(system, studies(*ALL), settings) == alone
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_an_absent_view_changes_nothing(name):
-    """One picture, and the same picture beside an absent second one, next to a study that has both."""
+    """One image, and the same image beside an absent second one, next to a study that has both."""
     system = family(name)
     one, two = studies(3, views=1), studies(4, 3)
     two.images[1, 0], two.images[1, 1] = one.images[0, 0], 7.0
@@ -309,8 +309,8 @@ def test_labels_are_predicted_unless_the_oracle_is_asked_for(scratch, mini):
     done = run("main_test.py", "--load", best, "--protocols", "r2gen", "--oracle_labels", "--save_dir", folder / "oracle")
     assert json.loads((folder / "oracle" / "metrics_test.json").read_text())["oracle_labels"] is True
     assert "ORACLE" in done.stdout
-    picture = next((mini / "data" / "images").glob("*/0.png"))
-    assert "report:" in run("main_test.py", "--load", best, "--image", picture).stdout
+    image = next((mini / "data" / "images").glob("*/0.png"))
+    assert "report:" in run("main_test.py", "--load", best, "--image", image).stdout
 
 
 def test_chexberts_bert_reads_the_reports(tmp_path):

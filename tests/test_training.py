@@ -77,7 +77,7 @@ def test_a_folder_belongs_to_one_run(mini, trained):
     assert "already holds a run" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_score_and_new_picture(mini, trained):
+def test_score_and_new_image(mini, trained):
     """main_test.py needs only the checkpoint: flags, words and knowledge come from it; a second run says the same."""
     done = run("main_test.py", "--load", trained / "best.pt", code=2)
     assert "--oracle_labels" in done.stderr
@@ -95,15 +95,15 @@ def test_score_and_new_picture(mini, trained):
     assert [row["id"] for row in evidence] == [row["id"] for row in read_predictions(trained / "predictions_test.csv")]
     for row, told in zip(evidence, read_predictions(trained / "predictions_test.csv")):
         words = told["prediction"].split()
-        assert row["pictures"][0]["jpeg"] and (len(row["attention"]["peak"]) == len(words) if words else not row["attention"])
+        assert row["images"][0]["jpeg"] and (len(row["attention"]["peak"]) == len(words) if words else not row["attention"])
     (trained / "index.html").unlink()
     again = ["--batch_size", "16", "--protocols", "r2gen", "--oracle_labels", "--no-page"]
     run("main_test.py", "--load", trained / "best.pt", *again)
     assert (trained / "predictions_test.csv").read_bytes() == first and not (trained / "index.html").exists()
     run("-m", "modules.results_page", trained)
     assert len((trained / "index.html").read_bytes()) > 0.9 * len(page)
-    picture = next((mini / "data" / "images").glob("*/0.png"))
-    done = run("main_test.py", "--load", trained / "best.pt", "--image", picture, code=2)
+    image = next((mini / "data" / "images").glob("*/0.png"))
+    done = run("main_test.py", "--load", trained / "best.pt", "--image", image, code=2)
     assert "carries no DiagnosisBot" in done.stderr
 
 

@@ -64,7 +64,7 @@ def test_wrong_names(mini, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cut_off_picture(mini, tmp_path):
+def test_a_cut_off_image(mini, tmp_path):
     """Named before the first batch; --skip_broken goes on and counts it in the results."""
     data = tmp_path / "data"
     shutil.copytree(mini / "data", data)

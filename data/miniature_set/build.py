@@ -37,7 +37,7 @@ NAMES = ("annotation.json", "images", "labels.csv", "truth.json", "truth_masks.n
 
 
 def box_of(mask, threshold: float = 0.3) -> list[float] | None:
-    """[x0, y0, x1, y1] in fractions of the picture around mask > threshold; None where nothing is."""
+    """[x0, y0, x1, y1] in fractions of the image around mask > threshold; None where nothing is."""
     if mask is None or not (mask > threshold).any():
         return None
     rows, columns = np.flatnonzero((mask > threshold).any(1)), np.flatnonzero((mask > threshold).any(0))
@@ -52,9 +52,9 @@ def small_mask(mask) -> np.ndarray:
     return np.asarray(image) > 0.33
 
 
-def png(picture: np.ndarray) -> bytes:
+def png(image: np.ndarray) -> bytes:
     held = io.BytesIO()
-    Image.fromarray(picture).save(held, "PNG", compress_level=4)
+    Image.fromarray(image).save(held, "PNG", compress_level=4)
     return held.getvalue()
 
 
@@ -66,8 +66,8 @@ def write_study(study: DrawnStudy, images: Path, image_size: int) -> dict:
     packed = np.zeros((len(CHEXPERT_14), MASK_SIZE * MASK_SIZE // 8), np.uint8)
     hashes = []
     for number, view in enumerate(VIEWS):
-        picture, masks = draw(study, view, image_size)
-        data = png(picture)
+        image, masks = draw(study, view, image_size)
+        data = png(image)
         (folder / f"{number}.png").write_bytes(data)
         hashes.append(hashlib.sha256(data).hexdigest())
         for row, mask in zip(found, masks):
@@ -110,7 +110,7 @@ def write_set(folder: Path, *, studies: int, seed: int, image_size: int, progres
     hashes["images"] = hashlib.sha256("".join(h for record in drawn for h in record["hashes"]).encode()).hexdigest()
     manifest = {
         "kind": KIND,
-        "about": "synthetic pictures and reports, drawn by this program; not patients, not for medical use",
+        "about": "synthetic images and reports, drawn by this program; not patients, not for medical use",
         **parameters(studies, seed, image_size),
         "command": f"python -m data.miniature_set --studies {studies} --seed {seed} --image_size {image_size}",
         "views": dict(enumerate(VIEWS)),
@@ -241,8 +241,8 @@ def load_truth(root: Path) -> dict[str, list[dict]]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.miniature_set", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("data/miniature"), help="folder of the set")
-    parser.add_argument("--studies", type=int, default=600, help="number of studies, two pictures each")
+    parser.add_argument("--studies", type=int, default=600, help="number of studies, two images each")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other studies")
-    parser.add_argument("--image_size", type=int, default=256, help="pixels of a picture's side")
+    parser.add_argument("--image_size", type=int, default=256, help="pixels of an image's side")
     parser.add_argument("--overwrite", action="store_true", help="replace the set that --out holds")
     build(**vars(parser.parse_args(argv)))

@@ -1,8 +1,8 @@
 """How a miniature study looks: a chest from the front and from the side, and the findings in it.
 
-Coordinates are fractions of the picture, x to the right and y down. The patient's right lies left in the frontal view;
-the lateral view looks to the left. A picture is a map of attenuation (0 air outside, about 1 bone) turned into grey
-values by a fixed curve, so that a finding changes the picture only where it lies.
+Coordinates are fractions of the image, x to the right and y down. The patient's right lies left in the frontal view;
+the lateral view looks to the left. A image is a map of attenuation (0 air outside, about 1 bone) turned into grey
+values by a fixed curve, so that a finding changes the image only where it lies.
 """
 
 import functools
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from data.miniature_set.text import BODY, FIRST_FINDING, TEXTURE, DrawnStudy, stream
 
 VIEWS = ("frontal", "lateral")
-SIGN = {"right": -1, "left": 1}                # side of the frontal picture, seen from the midline
+SIGN = {"right": -1, "left": 1}                # side of the frontal image, seen from the midline
 
 
 def sample_body(rng) -> dict[str, float]:
@@ -45,7 +45,7 @@ def edge(distance, softness):
 
 
 def ellipse(x, y, cx, cy, rx, ry, turn=0.0, softness=0.1):
-    """Soft ellipse [size, size]; softness as a share of its radius; `turn` in radians, clockwise in the picture."""
+    """Soft ellipse [size, size]; softness as a share of its radius; `turn` in radians, clockwise in the image."""
     size = x.shape[1]
     out = np.zeros((size, size), np.float32)
     wide, high = ((rx, ry) if turn == 0 else (max(rx, ry),) * 2)
@@ -62,7 +62,7 @@ def ellipse(x, y, cx, cy, rx, ry, turn=0.0, softness=0.1):
 
 
 def strokes(size: int, lines, blur: float = 0.0) -> np.ndarray:
-    """Lines [(points, width)] in fractions of the picture, drawn at double size; `blur` likewise. [size, size] 0..1."""
+    """Lines [(points, width)] in fractions of the image, drawn at double size; `blur` likewise. [size, size] 0..1."""
     big = Image.new("L", (2 * size, 2 * size))
     pen = ImageDraw.Draw(big)
     for points, width in lines:
@@ -75,7 +75,7 @@ def strokes(size: int, lines, blur: float = 0.0) -> np.ndarray:
 
 
 def mottle(rng, size: int, cells: int) -> np.ndarray:
-    """Smooth noise, about -1..1, with `cells` humps across the picture whatever its size."""
+    """Smooth noise, about -1..1, with `cells` humps across the image whatever its size."""
     small = Image.fromarray(rng.normal(0, 0.5, (cells, cells)).astype(np.float32))
     return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
 
@@ -104,7 +104,7 @@ def grid(size: int):
 # ---- the frontal view ---------------------------------------------------------------------------------------------
 
 class Frontal:
-    """One patient from the front, as soft masks [size, size]; findings change them, `picture` adds them up."""
+    """One patient from the front, as soft masks [size, size]; findings change them, `image` adds them up."""
 
     def __init__(self, body: dict, size: int, heart_scale: float = 1.0):
         self.body, self.size, self.fine = body, size, 1.0 / size
@@ -151,7 +151,7 @@ class Frontal:
         first, last = (free[0], free[-1]) if SIGN[side] > 0 else (free[-1], free[0])
         return float(first + across * (last - first) + 0.5) / self.size, float(py)
 
-    def picture(self, rng) -> np.ndarray:
+    def image(self, rng) -> np.ndarray:
         """The attenuation map [size, size]."""
         b, x, y = self.body, self.x, self.y
         lungs = sum(self.lung.values())
@@ -268,7 +268,7 @@ class Lateral:
         py = self.top + height * (self.dome + 0.06 - self.top)
         return self.front_at(py) + across * (self.back_at(py) - self.front_at(py)), py
 
-    def picture(self, rng) -> np.ndarray:
+    def image(self, rng) -> np.ndarray:
         b, x, y = self.body, self.x, self.y
         skin_front = self.front - 0.055 - b["thick"] * 0.6 - b["breast"] * 0.8 * np.exp(-((y - 0.55) / 0.14) ** 2)
         skin_front = skin_front + 0.10 * edge(0.10 - y, 0.12)
@@ -535,7 +535,7 @@ DRAW = {
 
 
 def draw(study: DrawnStudy, view: str, image_size: int, without: int | None = None):
-    """One picture, uint8 [image_size, image_size], and the mask of each finding ([..] 0..1, or None: not seen).
+    """One image, uint8 [image_size, image_size], and the mask of each finding ([..] 0..1, or None: not seen).
 
     `without` leaves the finding of that number undrawn (its mask is None); all the rest is the same.
     """
@@ -548,7 +548,7 @@ def draw(study: DrawnStudy, view: str, image_size: int, without: int | None = No
         rng = stream(study.seed, study.index, FIRST_FINDING + number)
         masks.append(None if number == without else DRAW[finding.label](anatomy, finding, rng))
     rng = stream(study.seed, study.index, TEXTURE + VIEWS.index(view))
-    total = anatomy.picture(rng)
+    total = anatomy.image(rng)
     grain = rng.standard_normal((image_size, image_size), dtype=np.float32)
     grain = grain + np.roll(grain, 1, 0) + np.roll(grain, 1, 1)
     grey = np.clip(total * 1.06 + body["bright"], 0, None) ** np.float32(body["gamma"])

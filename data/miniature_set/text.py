@@ -54,7 +54,7 @@ SIDES = ("right", "left")
 
 @dataclass(frozen=True)
 class Finding:
-    """One drawn thing. `side` is the patient's (right lies left in the frontal picture). None: does not apply.
+    """One drawn thing. `side` is the patient's (right lies left in the frontal image). None: does not apply.
 
     kind: what it is within its label (nodule or mass, pacemaker, catheter or tube ...).
     place: upper, mid, lower (zone), base, apex ... ; size: small, moderate, large; severity: mild, moderate, severe.

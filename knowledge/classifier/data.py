@@ -1,6 +1,6 @@
-"""What the training of a picture classifier reads: the first picture of each study and its labels, all checked at the start.
+"""What the training of an image classifier reads: the first image of each study and its labels, all checked at the start.
 
-Letters: n pictures of a batch, N of a split, K labels, S side in pixels.
+Letters: n images of a batch, N of a split, K labels, S side in pixels.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional
 from tqdm import tqdm
 
-from data.images import MEAN, STD, open_picture, square
+from data.images import MEAN, STD, open_image, square
 from data.studies import SPLITS, Study, card_text, check_studies, data_card, read_annotation, without_broken
 from knowledge.classifier.flags import Job, report_cleaning
 from modules.artefact import sha256
@@ -28,8 +28,8 @@ from modules.text.labels import CHEXPERT_14, read_label_table
 FORMAT = 1
 
 
-class HeldPictures(Dataset):
-    """The first pictures of studies, uint8 [3, S, S]: what diagnosis_tensor(square(picture, 300), S) holds as floats."""
+class HeldImages(Dataset):
+    """The first images of studies, uint8 [3, S, S]: what diagnosis_tensor(square(image, 300), S) holds as floats."""
 
     def __init__(self, studies: list[Study], image_dir: str | Path, side: int) -> None:
         self.studies, self.image_dir, self.side = studies, str(image_dir), side
@@ -39,23 +39,23 @@ class HeldPictures(Dataset):
         return len(self.studies)
 
     def __getitem__(self, place: int) -> torch.Tensor:
-        picture = square(open_picture(f"{self.image_dir}/{self.studies[place].pictures[0]}"), SIDE)
-        picture = functional.center_crop(functional.resize(picture, self.side), [self.side, self.side])
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        image = square(open_image(f"{self.image_dir}/{self.studies[place].images[0]}"), SIDE)
+        image = functional.center_crop(functional.resize(image, self.side), [self.side, self.side])
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def bytes(self) -> int:
         """Memory that holding all of them takes."""
         return len(self) * 3 * self.side * self.side
 
     def hold(self, threads: int) -> None:
-        """Decode all pictures now and keep them in memory."""
+        """Decode all images now and keep them in memory."""
         held = torch.empty(len(self), 3, self.side, self.side, dtype=torch.uint8)
 
         def put(place: int) -> None:
             held[place] = self[place]
 
         with ThreadPoolExecutor(threads) as pool:
-            list(tqdm(pool.map(put, range(len(self))), total=len(self), desc="reading pictures", leave=False, disable=None))
+            list(tqdm(pool.map(put, range(len(self))), total=len(self), desc="reading images", leave=False, disable=None))
         self.held = held
 
     def batches(self, groups: list[np.ndarray], num_workers: int):
@@ -70,18 +70,18 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
     return functional.normalize(pixels.float().div_(255), MEAN, STD)
 
 
-def augmented(pictures: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+def augmented(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """Small turns (8 degrees), zooms (8 %), shifts (5 %), brightness and contrast (20 %); no flips: left stays left.
 
-    pictures: normalised float [n, 3, S, S]. draws: [n, 6] in -1..1, one row per picture. What comes in from outside is
+    images: normalised float [n, 3, S, S]. draws: [n, 6] in -1..1, one row per image. What comes in from outside is
     the border repeated.
     """
     turn, zoom = draws[:, 0] * (8 * torch.pi / 180), 1 + 0.08 * draws[:, 1]
     cosine, sine = turn.cos() * zoom, turn.sin() * zoom
-    across, down = 0.1 * draws[:, 2], 0.1 * draws[:, 3]  # the picture is 2 wide in these units
+    across, down = 0.1 * draws[:, 2], 0.1 * draws[:, 3]  # the image is 2 wide in these units
     grid = torch.stack([torch.stack([cosine, -sine, across], 1), torch.stack([sine, cosine, down], 1)], 1)
-    grid = F.affine_grid(grid, list(pictures.shape), align_corners=False)
-    moved = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    grid = F.affine_grid(grid, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     level = moved.mean((1, 2, 3), keepdim=True)
     factor, offset = 1 + 0.2 * draws[:, 4], 0.2 * draws[:, 5]
     return (moved - level) * factor[:, None, None, None] + level + offset[:, None, None, None]
@@ -89,16 +89,16 @@ def augmented(pictures: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class ClassifierData:
-    """What a training run reads: studies, labels int [N, K] and pictures by split."""
+    """What a training run reads: studies, labels int [N, K] and images by split."""
 
     studies: dict[str, list[Study]]
     labels: dict[str, np.ndarray]
-    pictures: dict[str, HeldPictures]
+    images: dict[str, HeldImages]
     inputs: dict
 
 
 def open_classifier_data(args, job: Job) -> ClassifierData:
-    """Read annotation and labels, look at every picture; InputError lists all that is wrong.
+    """Read annotation and labels, look at every image; InputError lists all that is wrong.
 
     Reads the training and validation split, and the test split only for --eval_split test.
     """
@@ -121,7 +121,7 @@ def open_classifier_data(args, job: Job) -> ClassifierData:
         problems.add(weights)
     broken, studies = {}, listed
     if problems.check(Path(args.image_dir).is_dir(), f"--image_dir: no folder {args.image_dir}") and listed:
-        settings = {"cleaning": report_cleaning(args.dataset_name), "max_views": 1, "depth": args.picture_check}
+        settings = {"cleaning": report_cleaning(args.dataset_name), "max_views": 1, "depth": args.image_check}
         broken = check_studies(listed, args.image_dir, **settings)
         studies = without_broken(listed, broken, skip=args.skip_broken, problems=problems)
     for split, rows in studies.items():
@@ -136,18 +136,18 @@ def open_classifier_data(args, job: Job) -> ClassifierData:
         both = ((labels[split] == 1).any(0) & (labels[split] == 0).any(0)).any()
         problems.check(both, f"--labels {args.labels}: no label has positives and negatives in the {split} split")
     problems.stop_if_any()
-    pictures = {split: HeldPictures(rows, args.image_dir, args.image_size) for split, rows in studies.items()}
+    images = {split: HeldImages(rows, args.image_dir, args.image_size) for split, rows in studies.items()}
     named = {name: getattr(args, name) for name in INPUT_FLAGS}
     if Path(args.backbone_weights).is_file():
         named["backbone_weights"] = sha256(args.backbone_weights)
-    used = {split: picture_hash(studies[split], args.image_dir) for split in ("train", "val")}
+    used = {split: image_hash(studies[split], args.image_dir) for split in ("train", "val")}
     chosen = [[study.id, table[study.id]] for split in ("train", "val") for study in studies[split]]
-    facts = {"format": FORMAT, "what": job.what, "labels": list(CHEXPERT_14), **named, "pictures_sha256": used}
+    facts = {"format": FORMAT, "what": job.what, "labels": list(CHEXPERT_14), **named, "images_sha256": used}
     inputs = {**facts, "label_values_sha256": hashlib.sha256(repr(chosen).encode()).hexdigest()}
-    return ClassifierData(studies, labels, pictures, inputs)
+    return ClassifierData(studies, labels, images, inputs)
 
 
-# what a training result depends on, beside pictures and labels; device and caching are left out on purpose
+# what a training result depends on, beside images and labels; device and caching are left out on purpose
 INPUT_FLAGS = ("dataset_name", "uncertain", "backbone", "backbone_weights", "image_size", "augment", "epochs", "batch_size",
                "lr", "weight_decay", "pos_weight_cap", "precision", "seed")  # fmt: skip
 
@@ -156,7 +156,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def picture_hash(studies: list[Study], image_dir) -> str:
-    """Hash of ids, first pictures and their sizes in bytes."""
-    rows = [f"{s.id} {s.pictures[0]} {os.path.getsize(f'{image_dir}/{s.pictures[0]}')}" for s in studies]
+def image_hash(studies: list[Study], image_dir) -> str:
+    """Hash of ids, first images and their sizes in bytes."""
+    rows = [f"{s.id} {s.images[0]} {os.path.getsize(f'{image_dir}/{s.images[0]}')}" for s in studies]
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()

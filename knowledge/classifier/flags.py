@@ -1,4 +1,4 @@
-"""Flags of the commands that train a picture classifier, and of those that use one."""
+"""Flags of the commands that train an image classifier, and of those that use one."""
 
 import argparse
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def report_cleaning(dataset: str) -> str:
 
 
 SHARED = {
-    "data": ("dataset_name", "data_dir", "ann_path", "image_dir", "skip_broken", "picture_check"),
+    "data": ("dataset_name", "data_dir", "ann_path", "image_dir", "skip_broken", "image_check"),
     "run": ("knowledge_dir", "seed", "device", "precision", "num_workers", "weights_dir", "offline", "dry_run"),
 }
 
@@ -69,20 +69,20 @@ def parse(argv: list[str] | None, job: Job) -> argparse.Namespace:
         ("labels", str, "CSV with the labels of the reports, by study id [<data_dir>/labels.csv]"),
         ("out", str, f"file to write [<knowledge_dir>/{job.file}]"),
         ("backbone_weights", str, "start: imagenet, none (random, said in a warning), or a weight file [imagenet]"),
-        ("image_size", flags.positive_int, f"side of the picture in pixels [{default['image_size']}]"),
+        ("image_size", flags.positive_int, f"side of the image in pixels [{default['image_size']}]"),
         ("epochs", flags.positive_int, f"passes over the training studies [{default['epochs']}]"),
-        ("batch_size", flags.positive_int, f"pictures per step [{default['batch_size']}]"),
+        ("batch_size", flags.positive_int, f"images per step [{default['batch_size']}]"),
         ("lr", flags.positive_float, f"highest learning rate: a tenth of the run warms up, a cosine falls [{default['lr']}]"),
         ("weight_decay", flags.not_negative, f"AdamW's decoupled weight decay [{default['weight_decay']}]"),
         ("pos_weight_cap", flags.positive_float, "positives weigh sqrt(negatives / positives), at most this; 1 = no weights [4]"),
         ("bootstrap", flags.natural, "rounds for the 95%% intervals, 0 = none [1000]"),
-        ("cache_gb", flags.not_negative, "keep decoded pictures in memory up to this many GB, else read them each epoch [4]"),
+        ("cache_gb", flags.not_negative, "keep decoded images in memory up to this many GB, else read them each epoch [4]"),
     )
     for name, kind, text in rows:
         new.add_argument(f"--{name}", type=kind, help=text)
     choices = (
         ("backbone", job.backbones, f"network [{default['backbone']}]"),
-        ("augment", ("light", "none"), "training pictures: light = small turns, shifts and brightness, no flips [light]"),
+        ("augment", ("light", "none"), "training images: light = small turns, shifts and brightness, no flips [light]"),
         ("uncertain", tuple(UNCERTAIN_VALUES), "what -1 in --labels counts as; ignore: left out for that study [positive]"),
         ("eval_split", SPLITS, "split to measure at the end; never used for choosing [val]"),
     )

@@ -1,6 +1,6 @@
-"""How well a picture classifier ranks and decides, with intervals over studies, and the choice of its thresholds.
+"""How well an image classifier ranks and decides, with intervals over studies, and the choice of its thresholds.
 
-Letters: N pictures, K labels, R bootstrap rounds.
+Letters: N images, K labels, R bootstrap rounds.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 def ranking(truth: np.ndarray, score: np.ndarray, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """AUROC and average precision of one label; equal scores count as equal, whatever their order.
 
-    truth: bool [N]. score: [N], larger is more positive. counts: [R, N], how often each picture stands in each of R
+    truth: bool [N]. score: [N], larger is more positive. counts: [R, N], how often each image stands in each of R
     samples (a bootstrap); left out: once. Returns two arrays [R], NaN where a sample has only one class.
     AUROC is the share of pairs (positive, negative) in the right order, ties half; AP the mean over the positives of
     the precision at their score.
@@ -42,10 +42,10 @@ def macro_auroc(truth: np.ndarray, scores: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def measure(truth: np.ndarray, chances: np.ndarray, thresholds, labels, *, rounds: int = 1000, seed: int = 0) -> dict:
+def measure(truth: np.ndarray, probabilities: np.ndarray, thresholds, labels, *, rounds: int = 1000, seed: int = 0) -> dict:
     """AUROC, average precision and F1 with 95% bootstrap intervals, per label and as a mean over labels.
 
-    truth: int [N, K] of 1, 0, -1 (left out). chances: float [N, K]. thresholds: K. The bootstrap draws studies.
+    truth: int [N, K] of 1, 0, -1 (left out). probabilities: float [N, K]. thresholds: K. The bootstrap draws studies.
     Returns {"studies", "macro": {metric: [value, low, high]}, "labels": {label: {"positives", "threshold", metrics}}};
     None where a label has one class only; the means leave such labels out and name how many they hold.
     """
@@ -56,10 +56,10 @@ def measure(truth: np.ndarray, chances: np.ndarray, thresholds, labels, *, round
     rows = {"auroc": [], "ap": [], "f1": []}
     for k, label in enumerate(labels):
         known = truth[:, k] >= 0
-        real, said = truth[known, k] == 1, chances[known, k] > thresholds[k]
+        real, said = truth[known, k] == 1, probabilities[known, k] > thresholds[k]
         facts: dict = {"positives": int(real.sum()), "said": int(said.sum()), "threshold": float(thresholds[k])}
         if real.any() and not real.all():
-            values = dict(zip(("auroc", "ap"), ranking(real, chances[known, k], counts[:, known])))
+            values = dict(zip(("auroc", "ap"), ranking(real, probabilities[known, k], counts[:, known])))
             values["f1"] = f1_of(real, said, counts[:, known])
             for name, value in values.items():
                 rows[name].append(value)
@@ -100,10 +100,10 @@ def metrics_text(result: dict) -> str:
     return "\n".join(lines)
 
 
-def choose_thresholds(truth: np.ndarray, chances: np.ndarray, prevalence, labels) -> tuple[list[float], dict[str, str]]:
+def choose_thresholds(truth: np.ndarray, probabilities: np.ndarray, prevalence, labels) -> tuple[list[float], dict[str, str]]:
     """One threshold per label that maximises F1 on validation, and notes on labels where that could not be done.
 
-    truth: int [N, K] of 1, 0, -1; chances: float [N, K]; prevalence: share of positives in training, K. Of all values
+    truth: int [N, K] of 1, 0, -1; probabilities: float [N, K]; prevalence: share of positives in training, K. Of all values
     with the best F1 the one nearest to half that F1 is taken, which is the best threshold of exact probabilities
     (Lipton et al. 2014), but no nearer (in logits) to a score than a quarter of the gap between two scores.
     Without positives in validation: the share of positives in training is kept (a quantile of the validation
@@ -112,7 +112,7 @@ def choose_thresholds(truth: np.ndarray, chances: np.ndarray, prevalence, labels
     thresholds, notes = [], {}
     for k, label in enumerate(labels):
         known = truth[:, k] >= 0
-        real, score = truth[known, k] == 1, np.clip(chances[known, k].astype(np.float64), 1e-7, 1 - 1e-7)
+        real, score = truth[known, k] == 1, np.clip(probabilities[known, k].astype(np.float64), 1e-7, 1 - 1e-7)
         if prevalence[k] == 0:
             thresholds.append(1.0)
             notes[label] = "no positive in training: never said (threshold 1)"

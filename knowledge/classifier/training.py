@@ -1,8 +1,8 @@
-"""Training of picture classifiers, shared by train_diagnosisbot.py and train_adm_classifier.py.
+"""Training of image classifiers, shared by train_diagnosisbot.py and train_adm_classifier.py.
 
-The classifier learns the labels of the training reports from the first picture of each training study, as it will see
+The classifier learns the labels of the training reports from the first image of each training study, as it will see
 it later. The validation split chooses the epoch and one threshold per label; the split of --eval_split is only measured.
-Letters: N pictures, K labels, S side in pixels, R bootstrap rounds.
+Letters: N images, K labels, S side in pixels, R bootstrap rounds.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from knowledge.classifier.data import (
     ClassifierData,
-    HeldPictures,
+    HeldImages,
     augmented,
+    image_hash,
     normalised,
     open_classifier_data,
-    picture_hash,
 )
 from knowledge.classifier.flags import Job, parse
 from knowledge.classifier.metrics import choose_thresholds, macro_auroc, measure, metrics_text
@@ -99,24 +99,24 @@ class ClassifierTrainer:
         self.bot.classifier.net.load_state_dict(self.best["weights"])
         with torch.no_grad():  # weighted positives raise the odds by their weight: take it back
             _head(self.bot).bias.sub_(self.pos_weight.log())
-        chances = 1 / (1 + np.exp(-self.logits("val").astype(np.float64)))
-        thresholds, notes = choose_thresholds(self.data.labels["val"], chances, self.prevalence, self.bot.labels)
+        probabilities = 1 / (1 + np.exp(-self.logits("val").astype(np.float64)))
+        thresholds, notes = choose_thresholds(self.data.labels["val"], probabilities, self.prevalence, self.bot.labels)
         self.bot.thresholds = torch.tensor(thresholds, dtype=torch.float32)
         self.bot = self.bot.cpu().to(memory_format=torch.contiguous_format).eval()
         facts = {"history": self.history, "best_epoch": self.best["epoch"], "val_macro_auroc": self.best["auroc"]}
         return {**facts, "thresholds": dict(zip(self.bot.labels, thresholds)), "threshold_notes": notes}
 
     def train_epoch(self) -> float:
-        """One pass over the training pictures; returns the mean loss."""
-        args, pictures, truth = self.args, self.data.pictures["train"], torch.from_numpy(self.data.labels["train"])
+        """One pass over the training images; returns the mean loss."""
+        args, images, truth = self.args, self.data.images["train"], torch.from_numpy(self.data.labels["train"])
         torch.manual_seed(args.seed * 100_003 + self.epoch)  # dropout
         draw = np.random.default_rng((args.seed, self.epoch))
-        order, count = draw.permutation(len(pictures)), -(-len(pictures) // args.batch_size)
-        draws = torch.from_numpy(draw.uniform(-1, 1, (len(pictures), 6)).astype(np.float32))
-        groups = np.array_split(order, count)  # sizes differ by one at most: no batch of one picture at the end
+        order, count = draw.permutation(len(images)), -(-len(images) // args.batch_size)
+        draws = torch.from_numpy(draw.uniform(-1, 1, (len(images), 6)).astype(np.float32))
+        groups = np.array_split(order, count)  # sizes differ by one at most: no batch of one image at the end
         self.bot.train()
         total = 0.0
-        batches = pictures.batches(groups, args.num_workers)
+        batches = images.batches(groups, args.num_workers)
         bar = tqdm(batches, total=count, desc=f"epoch {self.epoch + 1}", leave=False, mininterval=1, disable=None)
         for step, (group, pixels) in enumerate(zip(groups, bar)):
             shapes = normalised(pixels.to(self.device))
@@ -129,7 +129,7 @@ class ClassifierTrainer:
                 logits = self.bot.classifier(shapes)
             loss = self.loss(logits.float(), target, self.pos_weight)
             if not torch.isfinite(loss):
-                names = ", ".join(pictures.studies[place].id for place in group)
+                names = ", ".join(images.studies[place].id for place in group)
                 raise InputError(f"the loss is not finite at epoch {self.epoch + 1}, studies {names}; lower --lr {args.lr}")
             self.optimizer.zero_grad(set_to_none=True)
             self.precision.scaler.scale(loss).backward()
@@ -138,7 +138,7 @@ class ClassifierTrainer:
             self.precision.scaler.step(self.optimizer)
             self.precision.scaler.update()
             total += loss.item() * len(group)
-        return total / len(pictures)
+        return total / len(images)
 
     @staticmethod
     def loss(logits: torch.Tensor, target: torch.Tensor, pos_weight: torch.Tensor) -> torch.Tensor:
@@ -148,9 +148,9 @@ class ClassifierTrainer:
         return (every * known).sum() / known.sum().clamp(min=1)
 
     def logits(self, split: str) -> np.ndarray:
-        """float32 [N, K] of a split's pictures as they are."""
+        """float32 [N, K] of a split's images as they are."""
         settings = {"device": self.device, "batch_size": self.args.batch_size, "num_workers": self.args.num_workers}
-        return predict(self.bot, self.data.pictures[split], precision=self.precision, **settings)
+        return predict(self.bot, self.data.images[split], precision=self.precision, **settings)
 
     def validate(self) -> tuple[float, float]:
         """Macro AUROC and (weighted) loss on the validation split."""
@@ -190,12 +190,12 @@ def _head(bot: DiagnosisBot) -> torch.nn.Linear:
 
 
 @torch.no_grad()
-def predict(bot: DiagnosisBot, pictures: HeldPictures, *, device, precision, batch_size=32, num_workers=0) -> np.ndarray:
-    """Logits float32 [N, K] of pictures that are not augmented. The bot is left in evaluation mode."""
+def predict(bot: DiagnosisBot, images: HeldImages, *, device, precision, batch_size=32, num_workers=0) -> np.ndarray:
+    """Logits float32 [N, K] of images that are not augmented. The bot is left in evaluation mode."""
     bot.eval()
-    groups = np.array_split(np.arange(len(pictures)), -(-len(pictures) // batch_size))
+    groups = np.array_split(np.arange(len(images)), -(-len(images) // batch_size))
     rows = []
-    for pixels in pictures.batches(groups, num_workers):
+    for pixels in images.batches(groups, num_workers):
         with precision.region():
             rows.append(bot.classifier(normalised(pixels.to(device))).float().cpu())
     return torch.cat(rows).numpy()
@@ -282,7 +282,7 @@ def train(args, job: Job, data: ClassifierData, device, out: Path) -> None:
 
 
 def _measured(scores: Path, out: Path, args, data: ClassifierData) -> bool:
-    """Whether the figures in `scores` are those of `out` on the pictures and labels of --eval_split."""
+    """Whether the figures in `scores` are those of `out` on the images and labels of --eval_split."""
     found = read_manifest(scores.with_suffix("")) if scores.is_file() else None
     return bool(found) and found.get("of") == _evaluation_key(out, args, data)
 
@@ -290,8 +290,8 @@ def _measured(scores: Path, out: Path, args, data: ClassifierData) -> bool:
 def _evaluation_key(out: Path, args, data: ClassifierData) -> dict:
     split = args.eval_split
     table = hashlib.sha256(data.labels[split].astype(np.int8).tobytes()).hexdigest()
-    pictures = picture_hash(data.studies[split], args.image_dir)
-    return {"sha256": sha256(out), "split": split, "bootstrap": args.bootstrap, "labels": table, "pictures": pictures}
+    images = image_hash(data.studies[split], args.image_dir)
+    return {"sha256": sha256(out), "split": split, "bootstrap": args.bootstrap, "labels": table, "images": images}
 
 
 def evaluate(args, job: Job, data: ClassifierData, device, out: Path, scores: Path) -> dict:
@@ -300,10 +300,10 @@ def evaluate(args, job: Job, data: ClassifierData, device, out: Path, scores: Pa
     bot = load_diagnosisbot(out, flag="--out").to(device)
     settings = {"device": device, "precision": Precision(args.precision, device), "num_workers": args.num_workers}
     logits = predict(bot, data.images[split], batch_size=args.batch_size, **settings)
-    chances = torch.from_numpy(logits).sigmoid().numpy()
+    probabilities = torch.from_numpy(logits).sigmoid().numpy()
     thresholds = bot.thresholds.cpu().numpy()
-    result = measure(data.labels[split], chances, thresholds, bot.labels, rounds=args.bootstrap, seed=args.seed)
-    wrong = ((chances > thresholds) != (data.labels[split] == 1)) & (data.labels[split] >= 0)
+    result = measure(data.labels[split], probabilities, thresholds, bot.labels, rounds=args.bootstrap, seed=args.seed)
+    wrong = ((probabilities > thresholds) != (data.labels[split] == 1)) & (data.labels[split] >= 0)
     result["exact_vectors"] = round(float((~wrong.any(1)).mean()), 4)
     print(f"{job.what} on the {split} split, {result['studies']} studies (95% intervals by bootstrap over studies):")
     print(metrics_text(result))

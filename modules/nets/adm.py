@@ -1,6 +1,6 @@
 """ADM, the aggregate discriminative attention map: maps, masks and their use (EKAGen).
 
-A mask is a boolean picture (300 x 300 as released), True where the classifier looked for the diagnosed labels.
+A mask is a boolean image (300 x 300 as released), True where the classifier looked for the diagnosed labels.
 """
 
 import numpy as np
@@ -14,18 +14,18 @@ from modules.nets.diagnosisbot import DiagnosisBot
 SIDE = 300
 
 
-def apply_mask(picture: Image.Image, mask: np.ndarray, *, theta: float, gamma: float, beta: float = 1.0) -> Image.Image:
-    """The masked view of a picture, grey or RGB.
+def apply_mask(image: Image.Image, mask: np.ndarray, *, theta: float, gamma: float, beta: float = 1.0) -> Image.Image:
+    """The masked view of an image, grey or RGB.
 
-    mask: bool [h, w], resized to the picture (nearest) when it differs. If mean(mask) > theta the result is
+    mask: bool [h, w], resized to the image (nearest) when it differs. If mean(mask) > theta the result is
     beta * x inside and gamma * x outside, each cut to whole 0..255 values; else x unchanged. beta is the paper's factor,
     which the released code never reads (1.0 changes nothing).
     """
     if not mask.mean() > theta:
-        return picture
-    if mask.shape != (picture.height, picture.width):
-        mask = np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST))
-    pixels = np.asarray(picture)
+        return image
+    if mask.shape != (image.height, image.width):
+        mask = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
+    pixels = np.asarray(image)
     mask = mask if pixels.ndim == 2 else mask[:, :, None]
     inside, outside = (np.clip(np.arange(256) * float(factor), 0, 255).astype(np.uint8) for factor in (beta, gamma))
     return Image.fromarray(np.where(mask, inside.take(pixels), outside.take(pixels)))
@@ -39,8 +39,8 @@ def scaled(maps: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def coarse_maps(bot: DiagnosisBot, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Grad-CAM of every label in one forward pass, unscaled: pictures [N, 3, S, S] -> maps [N, K, h, w], probabilities.
+def coarse_maps(bot: DiagnosisBot, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grad-CAM of every label in one forward pass, unscaled: images [N, 3, S, S] -> maps [N, K, h, w], probabilities.
 
     The layer is the last one before pooling, the score the probability. Its gradient needs no backward pass: behind that
     layer stand only a mean and one Linear, so d p_k / d A_c = p_k (1 - p_k) W_kc / (h w) at every position.
@@ -54,12 +54,12 @@ def coarse_maps(bot: DiagnosisBot, pictures: torch.Tensor) -> tuple[torch.Tensor
     kept = []
     handle = net.last.register_forward_hook(lambda module, inputs, output: kept.append(output))
     try:
-        chances = bot(pictures)
+        probabilities = bot(images)
     finally:
         handle.remove()
     features = kept[0]
-    slope = chances * (1 - chances) / features[0, 0].numel()
-    return torch.einsum("nk,kc,nchw->nkhw", slope, net.net.fc.weight, features), chances
+    slope = probabilities * (1 - probabilities) / features[0, 0].numel()
+    return torch.einsum("nk,kc,nchw->nkhw", slope, net.net.fc.weight, features), probabilities
 
 
 def enlarged(maps: torch.Tensor, side: int) -> torch.Tensor:
@@ -67,10 +67,10 @@ def enlarged(maps: torch.Tensor, side: int) -> torch.Tensor:
     return scaled(F.interpolate(scaled(maps), (side, side), mode="bilinear", align_corners=False))
 
 
-def gradcam(bot: DiagnosisBot, pictures: torch.Tensor, side: int = SIDE) -> tuple[torch.Tensor, torch.Tensor]:
-    """Grad-CAM maps of every label: pictures [N, 3, S, S] -> maps [N, K, side, side] in 0..1, probabilities [N, K]."""
-    maps, chances = coarse_maps(bot, pictures)
-    return enlarged(maps, side), chances
+def gradcam(bot: DiagnosisBot, images: torch.Tensor, side: int = SIDE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grad-CAM maps of every label: images [N, 3, S, S] -> maps [N, K, side, side] in 0..1, probabilities [N, K]."""
+    maps, probabilities = coarse_maps(bot, images)
+    return enlarged(maps, side), probabilities
 
 
 def masks_of(maps: torch.Tensor, rule: str) -> torch.Tensor:
@@ -91,11 +91,11 @@ def masks_of(maps: torch.Tensor, rule: str) -> torch.Tensor:
     return F.max_pool2d(flat, 5, stride=1, padding=2).bool().view(kept.shape)
 
 
-def classifier_masks(bot: DiagnosisBot, pictures: torch.Tensor, rule: str, side: int = SIDE) -> torch.Tensor:
-    """ADM masks [N, side, side] of pictures [N, 3, S, S]: the masks of the diagnosed labels joined; none: empty."""
-    maps, chances = coarse_maps(bot, pictures)
-    study, label = bot.diagnose(chances).nonzero(as_tuple=True)
-    joined = torch.zeros(len(pictures), side, side, dtype=torch.bool, device=maps.device)
+def classifier_masks(bot: DiagnosisBot, images: torch.Tensor, rule: str, side: int = SIDE) -> torch.Tensor:
+    """ADM masks [N, side, side] of images [N, 3, S, S]: the masks of the diagnosed labels joined; none: empty."""
+    maps, probabilities = coarse_maps(bot, images)
+    study, label = bot.diagnose(probabilities).nonzero(as_tuple=True)
+    joined = torch.zeros(len(images), side, side, dtype=torch.bool, device=maps.device)
     if len(study):  # only the diagnosed labels' maps are enlarged
         masks = masks_of(enlarged(maps[study, label][:, None], side), rule)[:, 0]
         joined = joined.long().index_add(0, study, masks.long()) > 0

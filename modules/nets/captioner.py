@@ -53,14 +53,14 @@ def start_matrices(part: nn.Module) -> None:
 
 
 class Captioner(nn.Module):
-    """Patches of all views, an encoder, a decoder. Begin, end and padding are id 0; log-probabilities cover vocab_size ids.
+    """Patches of all views, an encoder, a decoder. BOS, EOS and padding are id 0; log-probabilities cover vocab_size ids.
 
-    max_tokens: ids of a report, begin and end mark included. place_patches: the encoder's input gets positions too.
+    max_tokens: ids of a report, BOS and EOS included. place_patches: the encoder's input gets positions too.
     norm: function width -> norm of the decoder's layers. beside: further columns of the output layer's input.
     A view that is absent (batch.view_mask) is never looked at: neither by attention nor by batch norm.
     """
 
-    padding = begin = end = 0
+    padding = bos = eos = 0
     conditional = False  # whether the decoder's norms are given the condition
 
     def __init__(
@@ -141,7 +141,7 @@ class Captioner(nn.Module):
         return self.word_losses(batch, self.encode(batch))
 
     def word_losses(self, batch, memory: dict) -> dict[str, torch.Tensor]:
-        """ "ce": mean over the words of all reports and their end marks."""
+        """ "ce": mean over the words of all reports and their EOS."""
         tokens, counted = self.report(batch.tokens)
         logits = at_least_float32(self.logits(memory, tokens[:, :-1]))
         each = F.cross_entropy(logits.mT, tokens[:, 1:], reduction="none")
@@ -167,7 +167,7 @@ class Captioner(nn.Module):
     def encode(self, batch) -> dict[str, torch.Tensor]:
         """Everything about a study that no token changes, made once. First axis of every tensor: B.
 
-        "patches" [B, P, D], the encoder's output; "outside" bool [B, V, h, w], their grid (True = no picture there); per
+        "patches" [B, P, D], the encoder's output; "outside" bool [B, V, h, w], their grid (True = no image there); per
         layer i "keys.i", "values.i" [B, heads, P, D / heads]; "mask" bool [B, 1, 1, P] (True = a real patch) where a view is
         absent; what `lookup` gives.
         """
@@ -180,7 +180,7 @@ class Captioner(nn.Module):
             patches = layer(patches, None, mask)
         memory["patches"] = patches = self.encoder_norm(patches)
         studies, views = batch.images.shape[:2]
-        side = math.isqrt(patches.shape[1] // views)  # pictures are square
+        side = math.isqrt(patches.shape[1] // views)  # images are square
         outside = patches.new_zeros(studies, views, dtype=torch.bool) if batch.view_mask is None else ~batch.view_mask
         memory["outside"] = outside[:, :, None, None].expand(-1, -1, side, side)
         for number, layer in enumerate(self.decoder):
@@ -190,16 +190,16 @@ class Captioner(nn.Module):
     def patches(self, batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Projected patches [B, P, D] of all views, one view after another, and their mask [B, 1, 1, P] or None.
 
-        Each view goes through the extractor on its own, as published: batch norm sees one kind of picture at a time.
+        Each view goes through the extractor on its own, as published: batch norm sees one kind of image at a time.
         """
         features = []
         for number in range(batch.images.shape[1]):
-            pictures = batch.images[:, number]
+            images = batch.images[:, number]
             here = None if batch.view_mask is None else batch.view_mask[:, number]
             if here is None or bool(here.all()):
-                features.append(self.extractor(pictures).flatten(2).mT)
+                features.append(self.extractor(images).flatten(2).mT)
             else:
-                real = self.extractor(pictures[here]).flatten(2).mT
+                real = self.extractor(images[here]).flatten(2).mT
                 features.append(real.new_zeros(len(here), *real.shape[1:]).masked_scatter(here[:, None, None], real))
         mask = None
         if batch.view_mask is not None:
@@ -216,7 +216,7 @@ class Captioner(nn.Module):
         condition, mask = self.condition(tokens), memory.get("mask")
         for_norms = condition if self.conditional else ()
         padding = tokens == self.padding
-        padding[:, 0] = False  # the begin mark
+        padding[:, 0] = False  # BOS
         report_mask = causal_mask(padding)
         for number, layer in enumerate(self.decoder):
             x = layer(x, None, memory[f"keys.{number}"], memory[f"values.{number}"], mask, report_mask, for_norms)

@@ -10,7 +10,7 @@ from modules.nets.pretrained import load_backbone, weights_problem
 from modules.nets.visual_extractor import VisualExtractor
 from modules.text.tokenizer import Tokenizer
 
-MARKS = {"padding": 0, "begin": 0, "end": 0}
+MARKS = {"padding": 0, "bos": 0, "eos": 0}
 STAGES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 PARTS = {"self_attn": "self_attention", "src_attn": "cross_attention", "a_2": "weight", "gamma": "weight", "b_2": "bias",
          "beta": "bias"}  # fmt: skip
@@ -87,7 +87,7 @@ def check_captioner(args, problems: Problems, *, training: bool) -> None:
 
 
 def make_tokenizer(reports, args) -> Tokenizer:
-    """The family's vocabulary: words from 1, and 0 is padding, begin and end alike."""
+    """The family's vocabulary: words from 1, and 0 is padding, BOS and EOS alike."""
     if args.vocab_path:
         return Tokenizer.from_file(args.vocab_path, cleaning=args.cleaning, **MARKS)
     return Tokenizer.build(reports, cleaning=args.cleaning, threshold=args.threshold, **MARKS)

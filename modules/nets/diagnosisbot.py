@@ -1,4 +1,4 @@
-"""DiagnosisBot: a picture -> K probabilities -> a diagnosis, by one threshold per label. Also serves the ADM classifier.
+"""DiagnosisBot: an image -> K probabilities -> a diagnosis, by one threshold per label. Also serves the ADM classifier.
 
 A file of ours holds backbone, label names, thresholds and weights together. The authors' files are bare state_dicts:
 Swin-Tiny (diagnosisbot.pth) and ResNet-34 (MIMIC_best_weight.pth); their thresholds are in RELEASED_THRESHOLDS.
@@ -70,25 +70,25 @@ class ShiftedWholeWindow(ShiftedWindowAttention):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [N, h, w, C] -> the same shape; h x w is one window."""
-        count, height, breadth, width = x.shape
-        if (height, breadth) != tuple(self.window_size):
+        count, height, wide, width = x.shape
+        if (height, wide) != tuple(self.window_size):
             return super().forward(x)
         shift = self.shift_size
         x = x.roll((-shift[0], -shift[1]), (1, 2)).flatten(1, 2)
         rows = torch.arange(height, device=x.device) >= height - shift[0]
-        columns = torch.arange(breadth, device=x.device) >= breadth - shift[1]
+        columns = torch.arange(wide, device=x.device) >= wide - shift[1]
         region = (2 * rows[:, None] + columns[None, :].long()).flatten()
         q, k, v = self.qkv(x).view(count, -1, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
         apart = torch.where(region[:, None] == region[None, :], 0.0, -100.0)
         bias = (self.get_relative_position_bias() + apart).to(q.dtype)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
-        return self.proj(mixed).view(count, height, breadth, width).roll((shift[0], shift[1]), (1, 2))
+        return self.proj(mixed).view(count, height, wide, width).roll((shift[0], shift[1]), (1, 2))
 
 
 class DiagnosisBot(nn.Module):
-    """Pictures [N, 3, S, S] -> probabilities [N, K]; diagnosis = probability > threshold.
+    """Images [N, 3, S, S] -> probabilities [N, K]; diagnosis = probability > threshold.
 
-    labels: K names in the order of the outputs. thresholds: float [K]. side: picture side S in pixels.
+    labels: K names in the order of the outputs. thresholds: float [K]. side: image side S in pixels.
     """
 
     def __init__(self, backbone: str, labels: tuple[str, ...], thresholds, side: int = 224) -> None:
@@ -102,8 +102,8 @@ class DiagnosisBot(nn.Module):
         if self.thresholds.shape != (len(labels),):
             raise ValueError(f"{len(labels)} labels need as many thresholds, found {list(self.thresholds.shape)}")
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.classifier(pictures).sigmoid()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classifier(images).sigmoid()
 
     def diagnose(self, probabilities: torch.Tensor) -> torch.Tensor:
         """[N, K] probabilities -> int [N, K] of 0/1."""

@@ -204,7 +204,7 @@ class WordCache:
 def causal_mask(padding: torch.Tensor) -> torch.Tensor:
     """padding bool [B, L], True = padding -> bool [B, 1, L, L], True = may be looked at (past or self, and a token).
 
-    A row whose every key is padding would have nothing to look at; position 0 is the begin mark, so there is none.
+    A row whose every key is padding would have nothing to look at; position 0 is BOS, so there is none.
     """
     length = padding.shape[1]
     past = torch.ones(length, length, dtype=torch.bool, device=padding.device).tril()
@@ -212,7 +212,7 @@ def causal_mask(padding: torch.Tensor) -> torch.Tensor:
 
 
 def sine_positions(padding: torch.Tensor, width: int) -> torch.Tensor:
-    """DETR's 2-D sine code. padding bool [B, h, w] (True = no picture) -> [B, h * w, width]: half for y, then half for x.
+    """DETR's 2-D sine code. padding bool [B, h, w] (True = no image) -> [B, h * w, width]: half for y, then half for x.
 
     Row and column numbers count real cells only and are scaled to 2 pi; temperature 10000. Source: Carion et al. 2020.
     """

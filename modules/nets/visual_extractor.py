@@ -1,4 +1,4 @@
-"""Backbones: a picture [N, 3, H, W] -> a feature map [N, C, h, w]. Also the classifiers built on them.
+"""Backbones: an image [N, 3, H, W] -> a feature map [N, C, h, w]. Also the classifiers built on them.
 
 Their pretrained weights: modules/nets/pretrained.py.
 """
@@ -91,15 +91,15 @@ class VisualExtractor(nn.Module):
             parts = [self.body.stem, self.body.blocks[:3]]
         return [parameter for part in parts for parameter in part.parameters()]
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         # depthwise and dense networks are twice as fast with channels last everywhere, ResNets on CUDA only
-        if pictures.is_cuda or self.name not in RESNET_WIDTH:
-            pictures = pictures.contiguous(memory_format=torch.channels_last)
-        return self.body(pictures)
+        if images.is_cuda or self.name not in RESNET_WIDTH:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.body(images)
 
 
 class Classifier(nn.Module):
-    """Pictures [N, 3, H, W] -> K logits: a torchvision classifier by name with its own key names.
+    """Images [N, 3, H, W] -> K logits: a torchvision classifier by name with its own key names.
 
     swin_t and the ResNets are torchvision's networks key for key; efficientnet_lite0 gets a pooled linear head.
     """
@@ -126,8 +126,8 @@ class Classifier(nn.Module):
             choices = ", ".join(("swin_t", *RESNET_WIDTH, "efficientnet_lite0"))
             raise InputError(f"classifier {name}: unknown, choose from {choices}")
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.net(pictures)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(images)
 
     def load_imagenet(self, weights: str, *, weights_dir: str | None = None, offline: bool = False) -> None:
         """Start the body from ImageNet (or a path, or "none"); the head stays random."""

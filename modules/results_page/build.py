@@ -154,7 +154,7 @@ def study_scores(path: Path, rows: list[dict]) -> tuple[list[dict], list[list]]:
     else:
         texts = ((prepare(row["reference_r2gen"]), prepare(row["prediction"])) for row in rows)
         names = ["r2gen/ROUGE_L"]
-        values = [[round(Rouge().calc_score([told or "\0"], [reference]), 4)] for reference, told in texts]
+        values = [[round(Rouge().calc_score([predicted or "\0"], [reference]), 4)] for reference, predicted in texts]
     listed = [{"name": name, "less_is_better": False} for name in names]
     listed += [{"name": f"{what} findings", "less_is_better": True} for what in ("contradicted", "missed")]
     return listed, values

@@ -1,8 +1,8 @@
-"""What the results page shows beside the predictions: pictures, ADM masks, and where each written word looked.
+"""What the results page shows beside the predictions: images, ADM masks, and where each written word looked.
 
 A run keeps it in `evidence_<split>.jsonl`, one study a row, so the page can be made anew without the model:
 
-    {"id", "pictures": [{"path", "seen", "jpeg", "note", "mask", "mask_share", "mask_used"}],
+    {"id", "images": [{"path", "seen", "jpeg", "note", "mask", "mask_share", "mask_used"}],
      "attention": {"text", "grid": [V, h, w], "full_grid": [h, w], "peak": [W], "maps": W * V * h * w bytes}}
 
 jpeg, mask and maps are base64; a mask is MASK_SIDE x MASK_SIDE packed bits; W counts the words of the prediction.
@@ -29,9 +29,9 @@ from modules.errors import InputError
 MASK_SIDE = 100
 ATTENTION_BYTES = 60_000_000  # all maps of a page together, base64; larger sets get coarser maps
 WORDS = 60  # of a report, to plan with
-MANY_PICTURES = 2_000  # from here on pictures are SMALL
+MANY_IMAGES = 2_000  # from here on images are SMALL
 LARGE, SMALL = 320, 224  # longest side, pixels
-AT_MOST = 150_000_000  # bytes of a file; the studies after that have no pictures on the page
+AT_MOST = 150_000_000  # bytes of a file; the studies after that have no images on the page
 
 
 def map_side(studies: int, views: int = 1) -> int:
@@ -63,7 +63,7 @@ class Attention:
             return
         tokens = torch.full((len(reports), longest), self.system.padding)
         for row, ids in enumerate(reports):
-            given = [self.system.begin, *ids][: len(ids)]  # what stood before each word when it was chosen
+            given = [self.system.bos, *ids][: len(ids)]  # what stood before each word when it was chosen
             tokens[row, : len(given)] = torch.tensor(given, dtype=torch.long)
         shares = self.look(memory, tokens.to(next(iter(memory.values())).device)).float().cpu()
         for name, ids, share in zip(names, reports, shares):
@@ -76,29 +76,29 @@ class Attention:
         shares = torch.zeros(int(words[-1]) + 1, *shares.shape[1:]).index_add(0, words, shares)
         shares = shares / torch.bincount(words)[:, None, None, None].clamp(min=1)
         peak = shares.amax((1, 2, 3))
-        height, breadth = shares.shape[-2:]
-        if max(height, breadth) > self.side:
-            shares = F.adaptive_avg_pool2d(shares, (min(height, self.side), min(breadth, self.side)))
+        height, width = shares.shape[-2:]
+        if max(height, width) > self.side:
+            shares = F.adaptive_avg_pool2d(shares, (min(height, self.side), min(width, self.side)))
         scaled = (255 * shares / shares.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)).round().to(torch.uint8)
         return {
             "text": self.tokenizer.decode(ids),
             "grid": list(shares.shape[1:]),
-            "full_grid": [height, breadth],
+            "full_grid": [height, width],
             "peak": [round(value, 4) for value in peak.tolist()],
             "maps": base64.b64encode(scaled.numpy().tobytes()).decode(),
         }
 
 
-def picture_row(path: str, *, seen: bool, side: int, dataset, open_picture: Callable) -> dict:
-    """A picture of a study for the page; one that cannot be read gives a note in its place."""
+def image_row(path: str, *, seen: bool, side: int, dataset, open_image: Callable) -> dict:
+    """A image of a study for the page; one that cannot be read gives a note in its place."""
     row: dict = {"path": path, "seen": seen}
     try:
-        picture = open_picture(f"{dataset.image_dir}/{path}").convert("L")
+        image = open_image(f"{dataset.image_dir}/{path}").convert("L")
     except InputError as error:
         return {**row, "note": str(error)}
-    picture.thumbnail((side, side))
+    image.thumbnail((side, side))
     jpeg = io.BytesIO()
-    picture.save(jpeg, "JPEG", quality=72)
+    image.save(jpeg, "JPEG", quality=72)
     row["jpeg"] = base64.b64encode(jpeg.getvalue()).decode()
     rule = dataset.mask_rule
     if seen and rule is not None and "masked_images" in dataset.needs:
@@ -110,19 +110,19 @@ def picture_row(path: str, *, seen: bool, side: int, dataset, open_picture: Call
     return row
 
 
-def write_evidence(path: str | Path, dataset, attention: dict[str, dict], open_picture: Callable) -> None:
+def write_evidence(path: str | Path, dataset, attention: dict[str, dict], open_image: Callable) -> None:
     """Write evidence_<split>.jsonl of the studies of `dataset` (data/batches.py), in their order.
 
-    attention: the `rows` of Attention. open_picture: path -> PIL picture, InputError when it cannot be read. Pictures
+    attention: the `rows` of Attention. open_image: path -> PIL image, InputError when it cannot be read. Images
     that the system was not given (beyond --max_views) are there too, marked so.
     """
-    pictures = sum(len(study.pictures) for study in dataset.studies)
-    side = LARGE if pictures <= MANY_PICTURES else SMALL
+    images = sum(len(study.images) for study in dataset.studies)
+    side = LARGE if images <= MANY_IMAGES else SMALL
 
     def row(study) -> str:
-        facts = {"side": side, "dataset": dataset, "open_picture": open_picture}
-        shown = [picture_row(p, seen=n < dataset.max_views, **facts) for n, p in enumerate(study.pictures)]
-        content = {"id": study.id, "pictures": shown, "attention": attention.get(study.id)}
+        facts = {"side": side, "dataset": dataset, "open_image": open_image}
+        shown = [image_row(p, seen=n < dataset.max_views, **facts) for n, p in enumerate(study.images)]
+        content = {"id": study.id, "images": shown, "attention": attention.get(study.id)}
         return json.dumps(content, separators=(",", ":")) + "\n"
 
     def write(temporary: Path) -> None:

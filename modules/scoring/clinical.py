@@ -64,12 +64,14 @@ def clinical_statistics(labeler: str, reference: np.ndarray, prediction: np.ndar
     """Every CE key of one labeler from the states of both sides, [B, 14] each."""
     found = {}
     for rule in RULES:
-        gold, told = positive(reference, rule), positive(prediction, rule)
-        counts = np.concatenate([gold & told, told, gold], axis=1).astype(np.float64)  # hits, said, there: [B, 3 x 14]
+        expected, predicted = positive(reference, rule), positive(prediction, rule)
+        # hits, predicted, expected: [B, 3 x 14]
+        counts = np.concatenate([expected & predicted, predicted, expected], axis=1).astype(np.float64)
         for name, labels in LABEL_SETS.items():
             labels = list(labels)
-            per_study = np.stack(_ratios(*((part[:, labels].sum(1)) for part in (gold & told, told, gold))), axis=1)
-            examples = np.concatenate([per_study, np.ones((len(gold), 1))], axis=1)  # [B, 4]
+            sums = (part[:, labels].sum(1) for part in (expected & predicted, predicted, expected))
+            per_study = np.stack(_ratios(*sums), axis=1)
+            examples = np.concatenate([per_study, np.ones((len(expected), 1))], axis=1)  # [B, 4]
             for number, value in enumerate(VALUES):
                 key = f"ce/{labeler}/{name}/{{}}/{rule}/{value}".format
                 found[key("micro")] = Statistic(counts, partial(_micro, labels=labels, number=number))
@@ -109,11 +111,11 @@ def by_label(reference: np.ndarray, prediction: np.ndarray) -> dict[str, dict]:
     """{label: {"u0": {precision, recall, f1, reference, prediction}, "u1": ...}}; the last two count positive studies."""
     table: dict[str, dict] = {label: {} for label in CHEXPERT_14}
     for rule in RULES:
-        gold, told = positive(reference, rule), positive(prediction, rule)
-        values = _ratios((gold & told).sum(0), told.sum(0), gold.sum(0))
+        expected, predicted = positive(reference, rule), positive(prediction, rule)
+        values = _ratios((expected & predicted).sum(0), predicted.sum(0), expected.sum(0))
         for i, label in enumerate(CHEXPERT_14):
             numbers = {name: float(column[i]) for name, column in zip(VALUES, values)}
-            table[label][rule] = {**numbers, "reference": int(gold[:, i].sum()), "prediction": int(told[:, i].sum())}
+            table[label][rule] = {**numbers, "reference": int(expected[:, i].sum()), "prediction": int(predicted[:, i].sum())}
     return table
 
 

@@ -1,4 +1,4 @@
-"""`main_test.py --score`, `--compare`, `--table`: scoring without weights or pictures."""
+"""`main_test.py --score`, `--compare`, `--table`: scoring without weights or images."""
 
 import json
 from collections.abc import Mapping

@@ -20,14 +20,14 @@ def best_constant_report(
     minute).
     Raises InputError when either side is empty.
     """
-    gold = [prepare(references.r2gen(text)) for text in validation_reports]
+    expected = [prepare(references.r2gen(text)) for text in validation_reports]
     candidates = {}
     for text in training_reports:
         cleaned = references.clean(text)
         candidates.setdefault(prepare(cleaned), cleaned)
-    if not gold or not candidates:
+    if not expected or not candidates:
         raise InputError("the constant report needs training reports and validation reports")
-    scorer = _ConstantBleu(gold)
+    scorer = _ConstantBleu(expected)
     return candidates[max(candidates, key=scorer.bleu_4)]
 
 

@@ -96,19 +96,19 @@ def meteor_of_counts(counts: np.ndarray) -> np.ndarray:
     checks that Java's own value is the same; the formula makes bootstrap and subsets possible without asking Java again.
     Source: Denkowski and Lavie 2014.
     """
-    told, gold, told_function, gold_function = (counts[..., i] for i in range(4))
+    hypothesis, reference, hypothesis_function, reference_function = (counts[..., i] for i in range(4))
     matched = counts[..., 4:20].reshape(*counts.shape[:-1], 4, 4)  # matcher, (content, content, function, function)
-    chunks, told_matched, gold_matched = (counts[..., i] for i in range(20, 23))
+    chunks, hypothesis_matched, reference_matched = (counts[..., i] for i in range(20, 23))
     with np.errstate(divide="ignore", invalid="ignore"):
         precision, recall = (
             ((_DELTA * matched[..., side] + (1 - _DELTA) * matched[..., side + 2]) * _MATCHERS).sum(-1)
             / (_DELTA * (words - function) + (1 - _DELTA) * function)
-            for side, words, function in ((0, told, told_function), (1, gold, gold_function))
+            for side, words, function in ((0, hypothesis, hypothesis_function), (1, reference, reference_function))
         )
         mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
-        fragments = chunks / ((told_matched + gold_matched) / 2)
+        fragments = chunks / ((hypothesis_matched + reference_matched) / 2)
     value = mean * (1 - _GAMMA * fragments**_BETA)
-    return np.where((told_matched > 0) & np.isfinite(value), value, 0.0)
+    return np.where((hypothesis_matched > 0) & np.isfinite(value), value, 0.0)
 
 
 class _Process(_meteor.Meteor):
@@ -147,8 +147,9 @@ class _Process(_meteor.Meteor):
         counts = np.array([[float(number) for number in line.split()] for line in lines])
         if counts.shape != (len(lines), _COUNTS):
             raise ValueError(f"{lines[0]!r:.80} are no {_COUNTS} counts")
-        told, gold, chunks, told_matched, gold_matched = counts[:, [0, 1, 20, 21, 22]].T
-        counts[(chunks == 1) & (told_matched == told) & (gold_matched == gold), 20] = 0  # as Java does when it adds up
+        hypothesis, reference, chunks, hypothesis_matched, reference_matched = counts[:, [0, 1, 20, 21, 22]].T
+        same = (chunks == 1) & (hypothesis_matched == hypothesis) & (reference_matched == reference)
+        counts[same, 20] = 0  # as Java does when it adds up
         self.meteor_p.stdin.write(("EVAL ||| " + " ||| ".join(lines) + "\n").encode())
         self.meteor_p.stdin.flush()
         *studies, corpus = [float(self.meteor_p.stdout.readline()) for _ in range(len(lines) + 1)]
@@ -159,7 +160,7 @@ class _Process(_meteor.Meteor):
 
         All are written by a thread while the answers are read: one by one, each answer would wait for Python's other work.
         """
-        lines = "".join(f"SCORE ||| {gold} ||| {told.replace('  ', ' ')}\n" for gold, told in pairs).encode()
+        lines = "".join(f"SCORE ||| {reference} ||| {text.replace('  ', ' ')}\n" for reference, text in pairs).encode()
         broken = []
 
         def write() -> None:
@@ -223,7 +224,7 @@ class Meteor:
         self.close()
 
     def start(self, heap: str = HEAPS[0]) -> None:
-        """Starts Java and returns at once; a failure is told by check() and corpus_score()."""
+        """Starts Java and returns at once; a failure is reported by check() and corpus_score()."""
         with self._lock:
             if self._process is not None and self._process.owner != os.getpid():
                 self._process, self._checked = None, False

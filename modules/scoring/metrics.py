@@ -65,9 +65,9 @@ def text_statistics(
     if "ROUGE_L" in metrics:
         statistics["ROUGE_L"] = mean_statistic([_rouge(*pair) for pair in zip(references, hypotheses)])
     if "CIDEr" in metrics:
-        gold, told = ({n: [text] for n, text in enumerate(texts)} for texts in (references, hypotheses))
+        expected, predicted = ({n: [text] for n, text in enumerate(texts)} for texts in (references, hypotheses))
         some = any(text.split() for text in references)
-        statistics["CIDEr"] = mean_statistic(Cider().compute_score(gold, told)[1] if some else [0.0] * len(gold))
+        statistics["CIDEr"] = mean_statistic(Cider().compute_score(expected, predicted)[1] if some else [0.0] * len(expected))
     return statistics
 
 
@@ -87,18 +87,18 @@ def _rouge(reference: str, hypothesis: str) -> float:
     Its table of the longest common subsequence costs words x words in Python, most of the time of scoring; here a row of it
     is one integer (Hyyro 2004).
     """
-    gold, told = reference.split(" "), hypothesis.split(" ")
+    expected, predicted = reference.split(" "), hypothesis.split(" ")
     places: dict[str, int] = {}
-    for place, word in enumerate(gold):
+    for place, word in enumerate(expected):
         places[word] = places.get(word, 0) | 1 << place
-    row = full = (1 << len(gold)) - 1
-    for word in told:
+    row = full = (1 << len(expected)) - 1
+    for word in predicted:
         found = row & places.get(word, 0)
         row = (row + found | row - found) & full
-    common = len(gold) - row.bit_count()
+    common = len(expected) - row.bit_count()
     if not common or not hypothesis:
         return 0.0
-    precision, recall = common / len(told), common / len(gold)
+    precision, recall = common / len(predicted), common / len(expected)
     return (1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision)
 
 
@@ -184,11 +184,11 @@ def measure(
             texts = {}
             for protocol in protocols:
                 try:
-                    references, told = _prepared(protocol, [row[REFERENCE_COLUMNS[protocol]] for row in rows], systems)
+                    references, predicted = _prepared(protocol, [row[REFERENCE_COLUMNS[protocol]] for row in rows], systems)
                 except JavaFailure as failure:
                     notes[protocol] = str(failure)
                     continue
-                for system, hypotheses in told.items():
+                for system, hypotheses in predicted.items():
                     key = f"{system}{protocol}"
                     texts[key] = (references, hypotheses)
                     if "METEOR" in metrics:
@@ -215,9 +215,9 @@ def _prepared(protocol: str, references: list[str], systems: Mapping[str, list[s
         prepared = {system: [prepare(text) for text in texts] for system, texts in systems.items()}
         return [prepare(text) for text in references], prepared
     different = list(dict.fromkeys([*references, *(text for texts in systems.values() for text in texts)]))
-    told = dict(zip(different, ptb_tokenize(different)))
-    return [told[text] for text in references], {
-        name: [told[text] for text in texts] for name, texts in systems.items()
+    predicted = dict(zip(different, ptb_tokenize(different)))
+    return [predicted[text] for text in references], {
+        name: [predicted[text] for text in texts] for name, texts in systems.items()
     }
 
 
@@ -249,18 +249,18 @@ def text_facts(rows: Sequence[Mapping[str, str]]) -> tuple[dict, dict[str, str]]
     `mean_words_prediction`, `mean_words_reference` and more of their lengths under `words` (protocol clean, full stops
     count); `earlier` (modules/text/earlier.py): share of sentences about earlier studies on both sides.
     """
-    told = [prepare(row["prediction"]) for row in rows]
-    gold = [prepare(row["reference_clean"]) for row in rows]
-    counts = Counter(told)
+    predicted = [prepare(row["prediction"]) for row in rows]
+    expected = [prepare(row["reference_clean"]) for row in rows]
+    counts = Counter(predicted)
     notes = {}
     if len(counts) / len(rows) < _FEW_DISTINCT:
         notes["distinct_reports"] = (
             f"warning: only {len(counts)} distinct reports for {len(rows)} studies; compare with the constant report"
         )
-    empty = sum(not text for text in told)
+    empty = sum(not text for text in predicted)
     if empty:
         notes["prediction"] = f"warning: {empty} of {len(rows)} predictions are empty (scored, as 0)"
-    words = {side: _lengths(texts) for side, texts in (("prediction", told), ("reference", gold))}
+    words = {side: _lengths(texts) for side, texts in (("prediction", predicted), ("reference", expected))}
     facts = {
         "studies": len(rows),
         "distinct_reports": len(counts),

@@ -3,7 +3,7 @@
 - ours: CSV with the columns of modules/text/cleaning.py; needs no --reference
 - CSV with ids: a column of ID_COLUMNS and one of TEXT_COLUMNS, such as `report,dicom_id`
 - CSV without ids: R2GenCMN's `res.csv`, no header, one report a line, with `gts.csv` beside it; or two columns, a text and a
-  ground truth (GOLD_COLUMNS; in this order when there is no header). The ground truth must be that of the split's studies, in
+  ground truth (REFERENCE_COLUMNS; in this order when there is no header). It must be that of the split's studies, in
   order: it says which study is which
 - JSON: ReXrank's {study id: {"model_prediction": text, ...}}; {study id: text}; or [{"study_id": ..., "report": ...}, ...]
 
@@ -25,7 +25,7 @@ ID_COLUMNS = ("id", "study_id", "dicom_id", "image_id", "uid", "case_id", "study
 TEXT_COLUMNS = (
     "prediction", "model_prediction", "generated_report", "generated", "hypothesis", "pred", "res", "report", "text",
 )  # fmt: skip
-GOLD_COLUMNS = ("reference", "ground_truth", "ground truth", "gt", "gts", "target", "label")
+REFERENCE_COLUMNS = ("reference", "ground_truth", "ground truth", "gt", "gts", "target", "label")
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,17 @@ def _check_ours(path: Path, rows: list[dict[str, str]], split: Split) -> list[di
 def _in_order(path: Path, table: list[list[str]], header: list[str], split: Split | None) -> list[dict[str, str]]:
     """A file without ids: the ground truth beside each report shows that its rows are the split's studies in order."""
     text = next((name for name in TEXT_COLUMNS if name in header), None)
-    gold = next((name for name in GOLD_COLUMNS if name in header), None)
+    reference_column = next((name for name in REFERENCE_COLUMNS if name in header), None)
     beside = path.with_name("gts.csv")
     if len(header) == 1 and beside.is_file():
         skip = int(header[0] in (*TEXT_COLUMNS, "0"))  # a header, or pandas' number of the column
-        told = [row[0] for row in table[skip:]]
+        predictions = [row[0] for row in table[skip:]]
         truths = read_table(beside)
-        truths = [row[0] for row in truths[int(truths[0][0].strip().lower() in (*GOLD_COLUMNS, "0")) :]]
-    elif len(header) == 2 and (gold is None) == (text is None):
-        told_at = header.index(text) if text else 0
-        told, truths = ([row[place] for row in table[int(text is not None) :]] for place in (told_at, 1 - told_at))
+        truths = [row[0] for row in truths[int(truths[0][0].strip().lower() in (*REFERENCE_COLUMNS, "0")) :]]
+    elif len(header) == 2 and (reference_column is None) == (text is None):
+        prediction_at = header.index(text) if text else 0
+        rows = table[int(text is not None) :]
+        predictions, truths = ([row[column] for row in rows] for column in (prediction_at, 1 - prediction_at))
     else:
         raise InputError(
             f"{path}: no column of ids ({', '.join(ID_COLUMNS)}), and no ground truth that tells which study is which: a file "
@@ -118,9 +119,9 @@ def _in_order(path: Path, table: list[list[str]], header: list[str], split: Spli
         )
     if split is None:
         raise InputError(f"{path} holds no ids: give --reference annotation.json and --split")
-    if not len(told) == len(truths) == len(split.reports):
+    if not len(predictions) == len(truths) == len(split.reports):
         raise InputError(
-            f"{path}: {len(told)} reports, {len(truths)} ground truths, {len(split.reports)} studies in {split.name}; "
+            f"{path}: {len(predictions)} reports, {len(truths)} ground truths, {len(split.reports)} studies in {split.name}; "
             "without ids the rows must be the studies of the split in order"
         )
     for number, (study, truth) in enumerate(zip(split.reports, truths), 1):
@@ -131,7 +132,7 @@ def _in_order(path: Path, table: list[list[str]], header: list[str], split: Spli
                 f"{path}: the ground truth of row {number} is not the report of {study} (raw, cleaned, or as R2Gen cuts it): "
                 "another order, split or cleaning; give a file with ids"
             )
-    return split.rows(dict(zip(split.reports, told)))
+    return split.rows(dict(zip(split.reports, predictions)))
 
 
 def _read_json(path: Path) -> list[tuple[str, str]]:

@@ -140,7 +140,7 @@ def read_predictions(path: str | Path) -> list[dict[str, str]]:
 
 
 def read_reports(path: str | Path, flag: str) -> list[tuple[str, str, str]]:
-    """[(split, id, report)] of an annotation in R2Gen's format; pictures are not looked at.
+    """[(split, id, report)] of an annotation in R2Gen's format; images are not looked at.
 
     Raises InputError, under the name of the flag that gave the path, where it is not one, or an id repeats.
     """

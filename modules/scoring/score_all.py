@@ -73,20 +73,20 @@ def measure_all(
 ) -> tuple[dict[str, Statistic | None], dict[str, dict[str, np.ndarray]], dict[str, str]]:
     """Statistics by key (the constant report's begin with `constant/`), states by labeler and side, notes."""
     statistics, notes = measure(rows, protocols=protocols, meteor=meteor)
-    references, told, constant = (
+    references, predictions, constant = (
         [row["reference"] for row in rows],
         [row["prediction"] for row in rows],
         constant_of(rows),
     )
     states = {}
     for name, labeler in labelers.items():
-        gold = labeler(references)
-        states[name] = {"reference": gold, "prediction": labeler(told)}
-        statistics.update(clinical_statistics(name, gold, states[name]["prediction"]))
+        expected = labeler(references)
+        states[name] = {"reference": expected, "prediction": labeler(predictions)}
+        statistics.update(clinical_statistics(name, expected, states[name]["prediction"]))
         if constant is not None:
             same = np.repeat(labeler([constant]), len(rows), axis=0)
-            statistics.update({f"constant/{key}": one for key, one in clinical_statistics(name, gold, same).items()})
-    found, reasons = extra_statistics(extra, references, told, **extra_settings)
+            statistics.update({f"constant/{key}": one for key, one in clinical_statistics(name, expected, same).items()})
+    found, reasons = extra_statistics(extra, references, predictions, **extra_settings)
     return statistics | found, states, notes | reasons
 
 
@@ -141,13 +141,13 @@ def hash_of(lines: Iterable[str]) -> str:
 
 def _subsets(rows, states, statistics: Mapping[str, Statistic], resamples: int) -> dict[str, dict]:
     """Scores of parts of the split, chosen by the references alone."""
-    gold = (
+    expected = (
         states[RULE_LABELER]["reference"] if RULE_LABELER in states else label_by_rules([r["reference"] for r in rows])
     )
-    ill, earlier = abnormal(gold), np.array([speaks_of_earlier(row["reference"]) for row in rows])
+    findings, earlier = abnormal(expected), np.array([speaks_of_earlier(row["reference"]) for row in rows])
     text = {key: one for key, one in statistics.items() if key.removeprefix("constant/").split("/")[0] in PROTOCOLS}
-    stated = positive(gold, "u0")
-    parts = {"abnormal": (ill, statistics), "normal": (~ill, statistics)}
+    stated = positive(expected, "u0")
+    parts = {"abnormal": (findings, statistics), "normal": (~findings, statistics)}
     parts |= {"earlier": (earlier, statistics), "not_earlier": (~earlier, statistics)}
     parts |= {f"label/{label}": (stated[:, i], text) for i, label in enumerate(CHEXPERT_14)}
     found = {}

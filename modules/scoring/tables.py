@@ -14,7 +14,7 @@ from modules.text.labeler import VERSION
 # Flags in which the seeds of one setting may differ: names of places, and a teacher that was trained with the same seed.
 NOT_A_SETTING = frozenset(
     """seed save_dir load resume teacher num_workers dry_run offline device data_dir ann_path image_dir weights_dir
-    picture_check score reference compare table table_format export out image""".split()
+    image_check score reference compare table table_format export out image""".split()
 )
 CLINICAL = (f"ce/{VERSION}/14/macro/u1/f1", f"ce/{VERSION}/5/micro/u1/f1")
 FORMATS = ("markdown", "csv", "latex")
@@ -123,8 +123,8 @@ def table_rows(
         rows.append(["constant report *", "-", *cells, "1"])
         notes.append("* one training report, the best on validation, given to every study.")
     for name, values in (published or {}).items():
-        told = [values.get(key.split("/")[-1]) if key.startswith(protocol) else None for key in keys]
-        rows.append([f"{name} (published)", "-", *("-" if value is None else f"{value:.3f}" for value in told), "-"])
+        published = [values.get(key.split("/")[-1]) if key.startswith(protocol) else None for key in keys]
+        rows.append([f"{name} (published)", "-", *("-" if value is None else f"{value:.3f}" for value in published), "-"])
     if any(run.oracle for run in runs):
         notes.append("(oracle): diagnoses made from the reports of the scored studies.")
     if any(len(group) > 1 for group in group_seeds(runs)):

@@ -213,13 +213,13 @@ def load_chexbert(path: str | Path) -> CheXbert:
         if name in state and state[name].shape != own[name].shape
     ]
     parts = {"missing": sorted(set(own) - set(state)), "unknown": sorted(set(state) - set(own)), "other shape": shapes}
-    told = [
+    problems = [
         f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
         for what, names in parts.items()
         if names
     ]
-    if told:
-        raise InputError(f"--chexbert_path: {path} is not CheXbert's layout:\n  - " + "\n  - ".join(told))
+    if problems:
+        raise InputError(f"--chexbert_path: {path} is not CheXbert's layout:\n  - " + "\n  - ".join(problems))
     model.load_state_dict({name: value.float() for name, value in state.items()}, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 

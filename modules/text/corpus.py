@@ -57,7 +57,7 @@ class Corpus:
             raise ValueError(f"the tokenizer cleans by {tokenizer.cleaning}, these reports by {self.rule}")
         ids = np.array([tokenizer.number(word) for word in self.words] or [0], dtype=np.int32)
         made = np.full((len(self), length), tokenizer.padding, dtype=np.int32)
-        made[:, 0] = tokenizer.begin
+        made[:, 0] = tokenizer.bos
         for first in range(0, len(self), CHUNK):  # few reports at a time: the index arrays stay small
             starts = self.starts[first : first + CHUNK + 1]
             counts = np.diff(starts)
@@ -66,7 +66,7 @@ class Corpus:
             fits = places < length
             made[rows[fits], places[fits]] = ids[self.flat[starts[0] : starts[-1]][fits]]
             ended = np.flatnonzero(counts + 1 < length)
-            made[first + ended, counts[ended] + 1] = tokenizer.end
+            made[first + ended, counts[ended] + 1] = tokenizer.eos
         return made
 
     def save(self, path: str | Path) -> None:

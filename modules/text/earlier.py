@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 
 # Words that need an earlier study to be true. "Stable" alone counts (a stable heart is one that was seen before);
-# "chronic", "old" and "healed" do not: one picture shows them. "New" counts when no noun of its own makes it harmless.
+# "chronic", "old" and "healed" do not: one image shows them. "New" counts when no noun of its own makes it harmless.
 _CHANGE = (
     r"(?:in|de)creas(?:ed|ing)|enlarg(?:ed|ing)|progress(?:ed|ive)|worsen(?:ed|ing)|improv(?:ed|ing)|resolv(?:ed|ing)"
 )

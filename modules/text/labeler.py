@@ -235,7 +235,7 @@ WORDS = {
 #   wall       ends every scope, both ways            opening    ends a scope that comes from its left
 #   negate     denies what follows                    denied     denies what comes before
 #   doubt      what follows is uncertain              doubted    what comes before is uncertain
-#   maybe      uncertain whatever else is said        skip       what follows is not about this picture
+#   maybe      uncertain whatever else is said        skip       what follows is not about this image
 #   either     the findings on both sides are uncertain
 #   plain      no cue: keeps the words it covers from being read as one
 
@@ -447,7 +447,7 @@ def find_cues(text: str) -> list[tuple[int, int, tuple[str, ...]]]:
 
 
 def decide(text: str, start: int, end: int, cues: list, first: int) -> str | None:
-    """State of the finding text[start:end] of a clause, or None where the clause does not speak of this picture.
+    """State of the finding text[start:end] of a clause, or None where the clause does not speak of this image.
 
     `first` is the start of the first finding of the clause: "resolved" looks forward only when it comes before it.
     """

@@ -16,13 +16,13 @@ UNKNOWN = "<unk>"
 class Tokenizer:
     """words (sorted) get the ids first.., where first is one above the largest mark.
 
-    EKAGen: padding 0, begin 1, end 2, words from 3. The R2Gen family: 0 is padding, begin and end alike, words from 1.
+    EKAGen: padding 0, BOS 1, EOS 2, words from 3. The R2Gen family: 0 is padding, BOS and EOS alike, words from 1.
     """
 
-    def __init__(self, words: Iterable[str], *, cleaning: str, padding: int = 0, begin: int = 1, end: int = 2) -> None:
+    def __init__(self, words: Iterable[str], *, cleaning: str, padding: int = 0, bos: int = 1, eos: int = 2) -> None:
         self.words = list(words)
-        self.cleaning, self.padding, self.begin, self.end = cleaning, padding, begin, end
-        self.first = max(padding, begin, end) + 1
+        self.cleaning, self.padding, self.bos, self.eos = cleaning, padding, bos, eos
+        self.first = max(padding, bos, eos) + 1
         self.ids = {word: self.first + place for place, word in enumerate(self.words)}
         if len(self.ids) != len(self.words) or UNKNOWN not in self.ids:
             raise InputError(f"a word list needs {UNKNOWN} and every word once")
@@ -67,29 +67,30 @@ class Tokenizer:
         return self.ids.get(word, self.ids[UNKNOWN])
 
     def encode(self, report: str) -> list[int]:
-        """Raw report -> [begin] + word ids + [end], not cut."""
-        return [self.begin, *map(self.number, clean_report(report, self.cleaning).split()), self.end]
+        """Raw report -> [BOS] + word ids + [EOS], not cut."""
+        return [self.bos, *map(self.number, clean_report(report, self.cleaning).split()), self.eos]
 
     def encode_padded(self, report: str, length: int) -> list[int]:
-        """Raw report -> `length` ids, cut or padded (a cut report has no end mark, as released)."""
+        """Raw report -> `length` ids, cut or padded (a cut report has no EOS, as released)."""
         ids = self.encode(report)[:length]
         return ids + [self.padding] * (length - len(ids))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids after the begin mark -> text; nothing after the end mark (or padding) is kept."""
+        """Ids after BOS -> text; nothing after EOS (or padding) is kept."""
         words = []
         for number in ids:
-            if number in (self.end, self.padding):
+            if number in (self.eos, self.padding):
                 break
-            if number != self.begin:
+            if number != self.bos:
                 words.append(self.words[number - self.first])
         return " ".join(words)
 
     def state_dict(self) -> dict:
         """Plain values, enough to build the tokenizer again."""
-        marks = {"padding": self.padding, "begin": self.begin, "end": self.end}
+        marks = {"padding": self.padding, "bos": self.bos, "eos": self.eos}
         return {"words": self.words, "cleaning": self.cleaning, **marks}
 
     @classmethod
     def from_state_dict(cls, state: dict) -> "Tokenizer":
-        return cls(**state)
+        old = {"begin": "bos", "end": "eos"}  # names in checkpoints of format 1
+        return cls(**{old.get(name, name): value for name, value in state.items()})

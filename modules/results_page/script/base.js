@@ -69,7 +69,7 @@ function scoreText(study, k) {
 }
 const metricName = (name) => name.replace(/BLEU_/g, "BLEU-").replace(/ROUGE_L/g, "ROUGE-L");
 
-/** What the run kept of a study's pictures and attention; null while the file is still being read, or if it has none. */
+/** What the run kept of a study's images and attention; null while the file is still being read, or if it has none. */
 const kept = new Map();
 function evidence(study) {
   if (!kept.has(study.number)) {

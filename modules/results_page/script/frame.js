@@ -68,7 +68,7 @@ function start() {
   if (RUN.facts.oracle_labels) {
     $("banner").hidden = false;
     $("banner").textContent =
-      "Oracle: the diagnoses of these studies were made from their own reports. These figures are no result of a system that sees pictures alone.";
+      "Oracle: the diagnoses of these studies were made from their own reports. These figures are no result of a system that sees images alone.";
   }
   for (const { css, sign, text, long } of Object.values(RELATIONS)) {
     $("legend").append(
@@ -93,7 +93,7 @@ function start() {
 
 start();
 document.addEventListener("DOMContentLoaded", () => {
-  // pictures and attention stand behind this script in the file
+  // images and attention stand behind this script in the file
   document.body.classList.toggle("bare", !hasEvidence());
   drawRows(true);
   if (current && word === null) drawStudy(current);

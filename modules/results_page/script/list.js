@@ -115,7 +115,7 @@ function drawRows(anew = false) {
 function row(place) {
   const study = STUDIES[order[place]],
     sort = $("sort").value;
-  const shot = (evidence(study)?.pictures || []).find((picture) => picture.jpeg);
+  const shot = (evidence(study)?.images || []).find((image) => image.jpeg);
   const counts = ["x", "m", "a"]
     .map((kind) => [kind, [...study.relations].filter((letter) => letter === kind).length])
     .filter(([, count]) => count);

@@ -29,7 +29,7 @@ function drawRun() {
     el("p", {
       class: "quiet",
       style: "margin-top:1rem",
-      text: "This file holds pictures and reports of the data set. Hand it on only to those whom the data set's licence or use agreement allows to see them.",
+      text: "This file holds images and reports of the data set. Hand it on only to those whom the data set's licence or use agreement allows to see them.",
     }),
   );
   if (card) {
@@ -39,7 +39,7 @@ function drawRun() {
         ["data set", card.data_set],
         ["annotation", card.annotation],
         ["text", card.section],
-        ["pictures used per study", card.views_used],
+        ["images used per study", card.views_used],
         ["studies listed, " + RUN.split, RUN.facts.studies_listed],
         ["skipped as broken", Object.keys(card.skipped || {}).length],
       ]),
@@ -57,7 +57,7 @@ function drawRun() {
             el(
               "tr",
               {},
-              ...["split", "studies", "pictures per study", "hash of the ids"].map((text, k) =>
+              ...["split", "studies", "images per study", "hash of the ids"].map((text, k) =>
                 el("th", { class: k === 1 ? "number" : "", text }),
               ),
             ),
@@ -72,8 +72,8 @@ function drawRun() {
                 el("th", { scope: "row", text: split }),
                 el("td", { class: "number", text: facts.studies.toLocaleString("en") }),
                 el("td", {
-                  text: Object.entries(facts.pictures_per_study)
-                    .map(([pictures, count]) => `${pictures} in ${count.toLocaleString("en")}`)
+                  text: Object.entries(facts.images_per_study)
+                    .map(([images, count]) => `${images} in ${count.toLocaleString("en")}`)
                     .join(", "),
                 }),
                 el("td", { class: "mono", text: facts.ids_sha256 }),

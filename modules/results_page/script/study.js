@@ -1,4 +1,4 @@
-// One study: reports with marks, picture with mask and attention, findings, diagnosis, knowledge, scores.
+// One study: reports with marks, image with mask and attention, findings, diagnosis, knowledge, scores.
 
 let word = null; // number of the word whose attention is shown
 let viewNumber = 0;
@@ -19,7 +19,7 @@ function drawStudy(study) {
   const found = evidence(study);
   viewNumber = Math.max(
     0,
-    (found?.pictures || []).findIndex((picture) => picture.jpeg),
+    (found?.images || []).findIndex((image) => image.jpeg),
   );
   const detail = $("detail");
   detail.scrollTop = 0;
@@ -156,12 +156,12 @@ function chooseWord(number, toggle = true) {
     node.setAttribute("aria-pressed", "true");
     node.setAttribute("tabindex", "0");
     const {
-        grid: [views, height, breadth],
+        grid: [views, height, width],
         maps,
       } = evidence(current).attention,
-      cells = height * breadth;
+      cells = height * width;
     const map = bytes(maps).subarray(word * views * cells, (word + 1) * views * cells);
-    viewNumber = Math.floor(map.indexOf(Math.max(...map)) / cells); // the picture it looked at most
+    viewNumber = Math.floor(map.indexOf(Math.max(...map)) / cells); // the image it looked at most
   }
   drawViewer();
 }
@@ -169,19 +169,19 @@ function chooseWord(number, toggle = true) {
 function drawViewer() {
   const box = $("viewer"),
     found = evidence(current),
-    pictures = found?.pictures || [],
-    picture = pictures[viewNumber];
+    images = found?.images || [],
+    image = images[viewNumber];
   const parts = [];
-  if (pictures.length > 1) {
+  if (images.length > 1) {
     parts.push(
       el(
         "div",
-        { class: "views", role: "group", "aria-label": "Pictures of the study" },
-        ...pictures.map((item, k) =>
+        { class: "views", role: "group", "aria-label": "Images of the study" },
+        ...images.map((item, k) =>
           el("button", {
             type: "button",
             "aria-pressed": String(k === viewNumber),
-            text: `Picture ${k + 1}${item.seen ? "" : " (unused)"}`,
+            text: `Image ${k + 1}${item.seen ? "" : " (unused)"}`,
             onclick: () => {
               viewNumber = k;
               drawViewer();
@@ -192,9 +192,9 @@ function drawViewer() {
     );
   }
   const light = el("div", { class: "light-box" });
-  if (picture?.jpeg) {
+  if (image?.jpeg) {
     light.append(
-      el("img", { src: `data:image/jpeg;base64,${picture.jpeg}`, alt: `Picture ${viewNumber + 1} of study ${current.id}` }),
+      el("img", { src: `data:image/jpeg;base64,${image.jpeg}`, alt: `Image ${viewNumber + 1} of study ${current.id}` }),
       el("canvas", { id: "mask-canvas" }),
       el("canvas", { id: "attention-canvas" }),
     );
@@ -202,19 +202,19 @@ function drawViewer() {
     light.append(
       el("p", {
         class: "missing",
-        text: picture
-          ? picture.note
+        text: image
+          ? image.note
           : document.readyState === "loading"
-            ? "The picture is still being read from the file."
+            ? "The image is still being read from the file."
             : hasEvidence()
-              ? "No picture of this study was kept: the page would have become too large."
-              : "No pictures: no evidence file lies beside the predictions.",
+              ? "No image of this study was kept: the page would have become too large."
+              : "No images: no evidence file lies beside the predictions.",
       }),
     );
   }
   parts.push(light);
   const controls = el("div", { class: "controls" });
-  if (picture?.mask) {
+  if (image?.mask) {
     controls.append(
       el(
         "label",
@@ -232,7 +232,7 @@ function drawViewer() {
       ),
     );
   }
-  if (picture?.mask || found?.attention) {
+  if (image?.mask || found?.attention) {
     controls.append(
       el(
         "label",
@@ -253,20 +253,20 @@ function drawViewer() {
       ),
     );
   }
-  parts.push(controls, ...remarks(found, picture).map((text) => el("p", { class: "quiet", text })));
+  parts.push(controls, ...remarks(found, image).map((text) => el("p", { class: "quiet", text })));
   box.replaceChildren(...parts);
   drawOverlays();
 }
 
-/** Sentences under the picture: what was done with the mask, what the word looked at. */
-function remarks(found, picture) {
+/** Sentences under the image: what was done with the mask, what the word looked at. */
+function remarks(found, image) {
   const lines = [],
     attention = found?.attention;
   if (attention && word !== null) {
-    const [views, height, breadth] = attention.grid,
+    const [views, height, width] = attention.grid,
       text = document.querySelector(`#prediction [data-word="${word}"]`).textContent;
     const [full, wide] = attention.full_grid,
-      coarse = full * wide > height * breadth ? `, kept at ${height} \u00d7 ${breadth} of ${full} \u00d7 ${wide}` : "";
+      coarse = full * wide > height * width ? `, kept at ${height} \u00d7 ${width} of ${full} \u00d7 ${wide}` : "";
     lines.push(
       `\u201c${text}\u201d, word ${word + 1}: the strongest patch holds ${percent(attention.peak[word])} of its attention, an even look would give each ${percent(1 / (views * full * wide))}. Coloured: more than even; mean over heads and layers${coarse}.`,
     );
@@ -283,37 +283,37 @@ function remarks(found, picture) {
         : "No word was written, so there is no attention.",
     );
   }
-  if (picture && !picture.seen) lines.push("This picture was not given to the model (--max_views).");
-  if (picture?.mask) {
+  if (image && !image.seen) lines.push("This image was not given to the model (--max_views).");
+  if (image?.mask) {
     const theta = FLAGS.theta ?? 0.4,
       gamma = FLAGS.gamma ?? 0.4;
     lines.push(
-      picture.mask_used
-        ? `ADM keeps ${percent(picture.mask_share)} of the picture; outside the line the model saw it at ${percent(gamma)} brightness.`
-        : `ADM found ${percent(picture.mask_share)} of the picture, not more than the threshold ${percent(theta)}: the mask was not used.`,
+      image.mask_used
+        ? `ADM keeps ${percent(image.mask_share)} of the image; outside the line the model saw it at ${percent(gamma)} brightness.`
+        : `ADM found ${percent(image.mask_share)} of the image, not more than the threshold ${percent(theta)}: the mask was not used.`,
     );
-  } else if (picture?.seen && picture.jpeg) lines.push("The model saw this picture complete, without a mask.");
+  } else if (image?.seen && image.jpeg) lines.push("The model saw this image complete, without a mask.");
   return lines;
 }
 
 function drawOverlays() {
-  const picture = evidence(current)?.pictures?.[viewNumber];
-  if (!picture?.jpeg) return;
-  drawMask($("mask-canvas"), picture);
+  const image = evidence(current)?.images?.[viewNumber];
+  if (!image?.jpeg) return;
+  drawMask($("mask-canvas"), image);
   drawAttention($("attention-canvas"), evidence(current).attention);
 }
 
 /** Dims what the model saw dimmed, and draws the mask's border. */
-function drawMask(canvas, picture) {
+function drawMask(canvas, image) {
   const side = RUN.mask_side;
   canvas.width = canvas.height = side;
-  if (!picture.mask || !overlay.mask) return;
-  const packed = bytes(picture.mask),
+  if (!image.mask || !overlay.mask) return;
+  const packed = bytes(image.mask),
     pen = canvas.getContext("2d"),
     image = pen.createImageData(side, side);
   const bit = (at) => (packed[at >> 3] >> (7 - (at & 7))) & 1;
-  const inside = (x, y) => x < 0 || y < 0 || x >= side || y >= side || bit(y * side + x); // no line along the picture's own border
-  const dark = picture.mask_used ? 255 * (1 - (FLAGS.gamma ?? 0.4)) * overlay.strength : 0;
+  const inside = (x, y) => x < 0 || y < 0 || x >= side || y >= side || bit(y * side + x); // no line along the image's own border
+  const dark = image.mask_used ? 255 * (1 - (FLAGS.gamma ?? 0.4)) * overlay.strength : 0;
   for (let y = 0; y < side; y++)
     for (let x = 0; x < side; x++) {
       const at = 4 * (y * side + x),
@@ -329,15 +329,15 @@ function drawAttention(canvas, attention) {
   const side = 256;
   canvas.width = canvas.height = side;
   if (!attention || word === null) return;
-  const [views, height, breadth] = attention.grid,
-    cells = height * breadth;
+  const [views, height, width] = attention.grid,
+    cells = height * width;
   if (viewNumber >= views) return;
   const all = bytes(attention.maps).subarray(word * views * cells, (word + 1) * views * cells);
   const even = all.reduce((sum, value) => sum + value, 0) / all.length,
     map = all.subarray(viewNumber * cells, (viewNumber + 1) * cells);
-  const small = el("canvas", { width: breadth, height }),
+  const small = el("canvas", { width: width, height }),
     brush = small.getContext("2d"),
-    image = brush.createImageData(breadth, height);
+    image = brush.createImageData(width, height);
   const strength = overlay.strength * Math.min(1, 0.25 + 0.25 * (255 / even - 1)); // faint where the look is nearly even
   map.forEach((value, k) => {
     const more = even < 255 ? Math.max(0, value - even) / (255 - even) : 0;
@@ -354,14 +354,14 @@ function drawAttention(canvas, attention) {
 function findings(study) {
   const rows = RUN.labels.map((label, k) => ({ label, k, kind: study.relations[k] })).filter(({ kind }) => kind !== ".");
   rows.sort((a, b) => WEIGHT.indexOf(a.kind) - WEIGHT.indexOf(b.kind));
-  const told = rows.filter(({ kind }) => !"dn".includes(kind)),
+  const predicted = rows.filter(({ kind }) => !"dn".includes(kind)),
     quiet = (kind) =>
       rows
         .filter((row) => row.kind === kind)
         .map((row) => row.label.toLowerCase())
         .join(", ");
   const box = el("div", { class: "block" }, el("h3", { text: "Findings" }));
-  if (told.length) {
+  if (predicted.length) {
     box.append(
       el(
         "div",
@@ -373,7 +373,7 @@ function findings(study) {
           el(
             "tbody",
             {},
-            ...told.map(({ label, k, kind }) =>
+            ...predicted.map(({ label, k, kind }) =>
               el(
                 "tr",
                 { class: RELATIONS[kind].css },
@@ -399,11 +399,11 @@ function diagnosis(study) {
   if (study.diagnosis === null) return null;
   const rows = RUN.labels
     .map((label, k) => [label, study.diagnosis.includes(label), stated(study.states[0][k])])
-    .filter(([, given, told]) => given || told);
-  const chips = rows.map(([label, given, told]) =>
+    .filter(([, given, predicted]) => given || predicted);
+  const chips = rows.map(([label, given, predicted]) =>
     el("li", {
-      class: given && told ? "both" : "only",
-      text: given && told ? `\u2713 ${label}` : given ? `+ ${label}: not in the reference` : `\u2212 ${label}: not diagnosed`,
+      class: given && predicted ? "both" : "only",
+      text: given && predicted ? `\u2713 ${label}` : given ? `+ ${label}: not in the reference` : `\u2212 ${label}: not diagnosed`,
     }),
   );
   return el(

@@ -125,7 +125,7 @@ function chart(name, rounds) {
     py = (y) => H - B - ((H - T - B) * (y - y0)) / (y1 - y0 || 1);
   const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   const label = (value) => (step < 1e-3 ? value.toExponential(0) : value.toFixed(digits));
-  const picture = svg("svg", {
+  const image = svg("svg", {
     viewBox: `0 0 ${W} ${H}`,
     role: "img",
     "aria-label": `${name} by epoch; the values stand in the table below`,
@@ -133,19 +133,19 @@ function chart(name, rounds) {
   for (const value of rows) {
     const text = svg("text", { x: L - 8, y: py(value) + 4, "text-anchor": "end" });
     text.textContent = label(value);
-    picture.append(svg("line", { class: "grid", x1: L, x2: W - R, y1: py(value), y2: py(value) }), text);
+    image.append(svg("line", { class: "grid", x1: L, x2: W - R, y1: py(value), y2: py(value) }), text);
   }
   const columns = ticks(x0, x1, 6);
   for (const value of columns.found.filter((x) => Number.isInteger(x) && x > x0 && x <= x1)) {
     const text = svg("text", { x: px(value), y: H - 11, "text-anchor": "middle" });
     text.textContent = value;
-    picture.append(text);
+    image.append(text);
   }
   const unit = svg("text", { x: L, y: H - 11, "text-anchor": "end", dx: -8 });
   unit.textContent = "epoch";
-  picture.append(unit);
+  image.append(unit);
   for (const { k, round, points } of lines) {
-    picture.append(
+    image.append(
       svg("path", {
         d: points.map(([x, y], n) => `${n ? "L" : "M"}${px(x).toFixed(1)} ${py(y).toFixed(1)}`).join(""),
         style: `stroke:${colour(k)}`,
@@ -155,7 +155,7 @@ function chart(name, rounds) {
     if (points.length <= 40)
       for (const [x, y] of points) {
         const best = name.startsWith("val/") && x === round.best_epoch;
-        picture.append(
+        image.append(
           svg("circle", {
             cx: px(x),
             cy: py(y),
@@ -166,10 +166,10 @@ function chart(name, rounds) {
       }
   }
   const cursor = svg("line", { class: "cursor", y1: T, y2: H - B, x1: -9, x2: -9 });
-  picture.append(cursor);
+  image.append(cursor);
   const read = el("div", { class: "read" });
-  picture.addEventListener("pointermove", (event) => {
-    const box = picture.getBoundingClientRect(),
+  image.addEventListener("pointermove", (event) => {
+    const box = image.getBoundingClientRect(),
       x = x0 + ((((event.clientX - box.left) / box.width) * W - L) / (W - L - R)) * (x1 - x0);
     const near = xs.reduce((best, value) => (Math.abs(value - x) < Math.abs(best - x) ? value : best));
     cursor.setAttribute("x1", px(near));
@@ -220,5 +220,5 @@ function chart(name, rounds) {
     },
     el("summary", { text: "Values" }),
   );
-  return el("figure", { class: "chart", "data-name": name }, el("figcaption", {}, title), picture, read, values);
+  return el("figure", { class: "chart", "data-name": name }, el("figcaption", {}, title), image, read, values);
 }
