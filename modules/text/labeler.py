@@ -536,16 +536,21 @@ def lower_case(text: str) -> str:
     return lower if len(lower) == len(text) else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
 
 
+def find_clauses(lower: str) -> Iterable[tuple[int, int]]:
+    """(start, end) of the clauses of a text of `one_line` in lower case."""
+    start = 0
+    for cut in itertools.chain(CLAUSE_END.finditer(lower), (None,)):
+        yield start, cut.start() if cut else len(lower)
+        start = cut.end() if cut else len(lower)
+
+
 def find_statements(plain: str) -> Iterable[tuple[str, str, int, int]]:
     """(label, state, start, end) of every finding that a text of `one_line` names, clause by clause."""
     lower = lower_case(plain)
-    start = 0
-    for cut in itertools.chain(CLAUSE_END.finditer(lower), (None,)):
-        stop = cut.start() if cut else len(lower)
+    for start, stop in find_clauses(lower):
         clause = lower[start:stop]
         for label, state, a, b in read_clause(clause) if clause.strip() else ():
             yield label, state, start + a, start + b
-        start = cut.end() if cut else stop
 
 
 def label_report(text: str) -> dict[str, Mention]:
