@@ -24,26 +24,21 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data import scene_graphs
 from data.miniature_set.drawing import VIEWS, draw
+from data.miniature_set.graphs import box_of, graph_of
 from data.miniature_set.text import DrawnStudy, label_vector, sample, study_id
+from data.scene_graphs import count_attributes, make_layout, write_rows
+from modules.artefact import manifest_path, write_json
 from modules.errors import InputError, entry
 from modules.text.labels import CHEXPERT_14
 
 KIND = "miniature chest radiographs"
-VERSION = 6                                    # raise it when the same parameters give other files
+VERSION = 7                                    # raise it when the same parameters give other files
 MASK_SIZE = 64                                 # truth masks are MASK_SIZE x MASK_SIZE, frontal view
 LEAST_STUDIES = 8                              # fewer leave a split empty
-NAMES = ("annotation.json", "images", "labels.csv", "truth.json", "truth_masks.npz", "manifest.json")
-
-
-def box_of(mask, threshold: float = 0.3) -> list[float] | None:
-    """[x0, y0, x1, y1] in fractions of the image around mask > threshold; None where nothing is."""
-    if mask is None or not (mask > threshold).any():
-        return None
-    rows, columns = np.flatnonzero((mask > threshold).any(1)), np.flatnonzero((mask > threshold).any(0))
-    high, wide = mask.shape
-    corners = columns[0] / wide, rows[0] / high, (columns[-1] + 1) / wide, (rows[-1] + 1) / high
-    return [round(float(corner), 4) for corner in corners]
+NAMES = ("annotation.json", "images", "labels.csv", "truth.json", "truth_masks.npz",
+         "scene_graphs.jsonl", "scene_graphs.jsonl.json", "manifest.json")
 
 
 def small_mask(mask) -> np.ndarray:
@@ -74,7 +69,9 @@ def write_study(study: DrawnStudy, images: Path, image_size: int) -> dict:
             row["boxes"][view] = box_of(mask)
             if view == "frontal" and mask is not None:
                 packed[CHEXPERT_14.index(row["label"])] |= np.packbits(small_mask(mask).ravel())
-    return {"found": found, "masks": packed, "hashes": hashes}
+        if view == "frontal":
+            graph = graph_of(study, masks, image_size)
+    return {"found": found, "masks": packed, "hashes": hashes, "graph": graph}
 
 
 def write_set(folder: Path, *, studies: int, seed: int, image_size: int, progress: bool) -> dict:
@@ -106,6 +103,7 @@ def write_set(folder: Path, *, studies: int, seed: int, image_size: int, progres
     np.savez_compressed(folder / "truth_masks.npz", ids=np.array([study.id for study in chosen]),
                         labels=np.array(CHEXPERT_14), masks=np.stack([record["masks"] for record in drawn]))
 
+    write_graphs(folder / "scene_graphs.jsonl", [record["graph"] for record in drawn])
     hashes = {name: hash_file(folder / name) for name in NAMES if (folder / name).is_file()}
     hashes["images"] = hashlib.sha256("".join(h for record in drawn for h in record["hashes"]).encode()).hexdigest()
     manifest = {
@@ -121,6 +119,16 @@ def write_set(folder: Path, *, studies: int, seed: int, image_size: int, progres
     manifest = json.loads(json.dumps(manifest))                         # as it will be read: keys are text
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
+
+
+def write_graphs(path: Path, rows: list[dict]) -> None:
+    """The scene graphs of the set and their manifest; the same parameters give the same bytes, so it has no date."""
+    layout = make_layout(count_attributes(rows), 1)
+    with open(path, "w", encoding="utf-8") as file:
+        counted = write_rows(file, rows, layout)
+    manifest = {"what": scene_graphs.WHAT, "format": scene_graphs.FORMAT, **layout.state(), "boxes_from": "truth",
+                "attributes_from": "truth", "counted": counted, "sha256": hash_file(path)}  # fmt: skip
+    write_json(manifest_path(path), manifest)
 
 
 def parameters(studies: int, seed: int, image_size: int) -> dict:

@@ -111,7 +111,7 @@ class Frontal:
         self.x, self.y = x, y = grid(size)
         self.cx, self.top, self.wide = 0.5 + body["shift"], body["top"], body["width"]
         soft = max(0.006, self.fine)
-        self.lung, self.outer, self.inner, self.depth, self.dome = {}, {}, {}, {}, {}
+        self.lung, self.outer, self.inner, self.depth, self.dome, self.floor = {}, {}, {}, {}, {}, {}
         for side, sign in SIGN.items():
             self.dome[side] = body["right_dome"] + (body["left_lower"] if side == "left" else 0.0)
             t = np.clip((y - self.top) / (self.dome[side] + 0.10 - self.top), 0, 1)
@@ -120,7 +120,7 @@ class Frontal:
             away = sign * (x - self.cx - np.float32(body["tilt"]) * (y - 0.5))          # distance from the midline
             u = (away - 0.20) / np.float32(self.wide - 0.19)
             floor = self.dome[side] + np.where(u > 0, 0.12 * np.abs(u) ** 2.4, 0.05 * np.abs(u) ** 2)
-            self.outer[side], self.inner[side], self.depth[side] = outer, inner, away
+            self.outer[side], self.inner[side], self.depth[side], self.floor[side] = outer, inner, away, floor
             self.lung[side] = edge(outer - away, soft) * edge(away - inner, soft) * edge(floor - y, soft) \
                 * edge(y - self.top, soft)
         self.away = np.abs(x - self.cx)
@@ -166,18 +166,15 @@ class Frontal:
 
         air = sum(self.aerated.values())
         total = total - (0.44 - 0.10 * y) * air
-        knob = ellipse(x, y, self.cx + 0.060, self.top + 0.185, b["knob"], 0.042, 0, 0.15)
         trunk = ellipse(x, y, self.cx + 0.058, self.top + 0.285, 0.042, 0.060, 0, 0.3)
-        veins = ellipse(x, y, self.cx - 0.045, self.top + 0.23, 0.032, 0.16, 0, 0.3)
-        total = total + lungs * (0.24 * knob + 0.12 * trunk + 0.10 * veins) + 0.07 * self.heart
+        total = total + lungs * (0.24 * self.knob() + 0.12 * trunk + 0.10 * self.veins()) + 0.07 * self.heart
 
-        column = edge(0.042 - self.away, 0.010)
+        column = self.column()
         disks = 0.5 + 0.5 * np.cos((y - 0.02) * np.float32(2 * np.pi / 0.062))
         total = total + column * (0.09 + 0.05 * disks) * (1 - 0.35 * self.heart)
         spine_edge = np.exp(-((self.away - 0.042) / 0.008) ** 2)
         total = total + 0.04 * spine_edge
-        windpipe = edge(0.019 - np.abs(x - self.cx + 0.004), 0.008) * edge(self.top + 0.245 - y, 0.03)
-        total = total - 0.15 * windpipe
+        total = total - 0.15 * self.windpipe()
 
         total = total + self._vessels(rng) * self.markings
         total = total + self._bones()
@@ -187,6 +184,33 @@ class Frontal:
         gas = ellipse(x, y, self.cx + 0.17, self.dome["left"] + 0.075, 0.06, 0.032, 0.1, 0.25)
         total = total - 0.16 * b["stomach"] * gas * (1 - lungs)
         return np.maximum(total, 0.02) + self.added
+
+    def knob(self):
+        """The aortic knob."""
+        return ellipse(self.x, self.y, self.cx + 0.060, self.top + 0.185, self.body["knob"], 0.042, 0, 0.15)
+
+    def veins(self):
+        """The superior vena cava, down to the right atrium."""
+        return ellipse(self.x, self.y, self.cx - 0.045, self.top + 0.23, 0.032, 0.16, 0, 0.3)
+
+    def column(self):
+        """The spine."""
+        return edge(0.042 - self.away, 0.010)
+
+    def windpipe(self):
+        """The trachea, which ends at the carina."""
+        return edge(0.019 - np.abs(self.x - self.cx + 0.004), 0.008) * edge(self.top + 0.245 - self.y, 0.03)
+
+    def hilum(self, side: str):
+        """The hilum of one side."""
+        s = SIGN[side]
+        return ellipse(self.x, self.y, self.cx + s * 0.088, self.top + 0.31 - 0.012 * s, 0.030, 0.062, 0.3 * s, 0.5)
+
+    def collar_bones(self):
+        """The clavicles of both sides."""
+        line = self.top + 0.060 - 0.16 * (self.away - 0.03) - 0.035 * np.sin(self.away * 12)
+        shaft = edge(0.0135 - np.abs(self.y - line), 0.006)
+        return shaft * edge(self.away - 0.035, 0.01) * edge(0.40 - self.away, 0.03)
 
     def _vessels(self, rng):
         lines = []
@@ -198,8 +222,7 @@ class Frontal:
                 lines += vessel_tree(rng, *root, angle, 0.013, 0.105)
         drawn = strokes(self.size, lines, blur=0.0035)
         air = sum(self.aerated.values())
-        hila = sum(ellipse(self.x, self.y, self.cx + s * 0.088, self.top + 0.31 - 0.012 * s, 0.030, 0.062, 0.3 * s, 0.5)
-                   for s in SIGN.values())
+        hila = sum(map(self.hilum, SIGN))
         fading = 1 - 0.75 * edge(self.away - 0.10, 0.22)
         texture = mottle(rng, self.size, 60) * 0.020 + mottle(rng, self.size, 14) * 0.014
         return air * self.body["vessels"] * (0.20 * drawn * fading + 0.12 * hila + texture)
@@ -224,11 +247,9 @@ class Frontal:
         ribs = cage * (b["rib"] * back * keep + 0.35 * b["rib"] * front) + bump
         rim = sum(np.exp(-((self.depth[s] - self.outer[s] - 0.008) / 0.012) ** 2) for s in SIGN)
         ribs = ribs + 0.05 * rim * edge(y - self.top - 0.05, 0.05) * edge(0.85 - y, 0.05)
-        line = self.top + 0.060 - 0.16 * (self.away - 0.03) - 0.035 * np.sin(self.away * 12)
-        collar = edge(0.0135 - np.abs(y - line), 0.006) * edge(self.away - 0.035, 0.01) * edge(0.40 - self.away, 0.03)
         blades = sum(ellipse(x, y, self.cx + s * 0.385, self.top + 0.13, 0.040, 0.15, -0.25 * s, 0.25)
                      for s in SIGN.values())
-        return ribs + 0.15 * collar + 0.06 * blades
+        return ribs + 0.15 * self.collar_bones() + 0.06 * blades
 
 
 # ---- the lateral view ---------------------------------------------------------------------------------------------
@@ -534,15 +555,21 @@ DRAW = {
 }
 
 
+def anatomy_of(study: DrawnStudy, view: str, image_size: int, findings) -> Frontal | Lateral:
+    """The patient of a study before findings change the lungs; the heart has the size that `findings` give it."""
+    body = sample_body(stream(study.seed, study.index, BODY))
+    scale = next((HEART_SCALE[f.severity] for f in findings if f.label == "Cardiomegaly"), 1.0)
+    return (Frontal if view == "frontal" else Lateral)(body, image_size, scale)
+
+
 def draw(study: DrawnStudy, view: str, image_size: int, without: int | None = None):
     """One image, uint8 [image_size, image_size], and the mask of each finding ([..] 0..1, or None: not seen).
 
     `without` leaves the finding of that number undrawn (its mask is None); all the rest is the same.
     """
-    body = sample_body(stream(study.seed, study.index, BODY))
     drawn = [finding for number, finding in enumerate(study.findings) if number != without]
-    scale = next((HEART_SCALE[f.severity] for f in drawn if f.label == "Cardiomegaly"), 1.0)
-    anatomy = (Frontal if view == "frontal" else Lateral)(body, image_size, scale)
+    anatomy = anatomy_of(study, view, image_size, drawn)
+    body = anatomy.body
     masks = []
     for number, finding in enumerate(study.findings):
         rng = stream(study.seed, study.index, FIRST_FINDING + number)

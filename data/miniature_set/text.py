@@ -86,8 +86,13 @@ class DrawnStudy:
         return {3: "val", 13: "val", 6: "test", 11: "test", 18: "test"}.get(self.index % 20, "train")
 
     @property
+    def sentences(self) -> list[tuple[str, str]]:
+        """[(what it says, sentence)], see write_sentences."""
+        return write_sentences(stream(self.seed, self.index, WORDS), list(self.findings))
+
+    @property
     def report(self) -> str:
-        return write_report(stream(self.seed, self.index, WORDS), list(self.findings))
+        return " ".join(sentence for _, sentence in self.sentences)
 
 
 # Parts of the chance of one study, kept separate so that leaving a finding out shifts nothing else.
@@ -324,15 +329,15 @@ NORMAL = {
 ADVERBS = {"mild": "mildly", "moderate": "moderately", "severe": "severely"}
 
 
-def write_report(rng, findings: list[Finding]) -> str:
-    """The findings section: 3-7 sentences that name every finding and the usual normal structures.
+def write_sentences(rng, findings: list[Finding]) -> list[tuple[str, str]]:
+    """[(what it says: a label or a key of NORMAL, sentence)] of a report: 3-7 sentences.
 
-    A normal statement is made only where nothing drawn contradicts it.
+    They name every finding and the usual normal structures. A normal statement is made only where nothing drawn contradicts it.
     """
     by_label: dict[str, list[Finding]] = {}
     for finding in findings:
         by_label.setdefault(finding.label, []).append(finding)
-    said = {label: _positive(rng, group) for label, group in by_label.items()}
+    said = {label: (label, _positive(rng, group)) for label, group in by_label.items()}
 
     short = len(said) > 1                                  # much to tell: fewer optional sentences
     whole_heart = rng.random() < 0.25
@@ -365,11 +370,11 @@ def write_report(rng, findings: list[Finding]) -> str:
         [_normal(rng, "bones")] * (optional["bones"] < (0.3 if short else 0.75))
     devices = [said["Support Devices"]] if "Support Devices" in said else []
     order = [heart, lungs, pleura] if rng.random() < 0.8 else [lungs, pleura, heart]
-    return " ".join(sentence for part in [devices, *order, bones] for sentence in part)
+    return [sentence for part in [devices, *order, bones] for sentence in part]
 
 
-def _normal(rng, name: str) -> str:
-    return pick(rng, dict(zip(NORMAL[name], COMMONNESS)))
+def _normal(rng, name: str) -> tuple[str, str]:
+    return name, pick(rng, dict(zip(NORMAL[name], COMMONNESS)))
 
 
 def _positive(rng, group: list[Finding]) -> str:

@@ -16,7 +16,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from modules.labeler import find_clauses, find_cues, find_statements, lower_case, one_line
+from modules.text.labeler import find_clauses, find_cues, find_statements, lower_case, one_line
 from modules.text.regions import REGIONS
 
 VERSION = "region-rules-1"
