@@ -42,7 +42,8 @@ def made_report(draw: random.Random, with_findings: bool) -> str:
              ("COMPARISON", "___"), ("IMPRESSION", " ".join(draw.sample(_SENTENCES, 3)))]  # fmt: skip
     if with_findings:
         parts.insert(3, ("FINDINGS", " ".join(draw.sample(_SENTENCES, 14))))
-    wrapped = ["\n".join(textwrap.wrap(f"{name}:  {text}", 79, initial_indent=" ", subsequent_indent=" ")) for name, text in parts]
+    wrap = textwrap.TextWrapper(79, initial_indent=" ", subsequent_indent=" ")
+    wrapped = ["\n".join(wrap.wrap(f"{name}:  {text}")) for name, text in parts]
     return " " * 33 + "FINAL REPORT\n" + "\n \n".join(wrapped) + "\n"
 
 

@@ -207,7 +207,7 @@ def _splits(studies: Sequence[SourceStudy], rules: Rules) -> list[str | None]:
     official = [study.split for study in studies]
     if rules.split != "official":
         return cut_by_patient(studies, shares_of(rules.split), rules.seed)
-    if not any(official):
+    if studies and not any(official):
         raise InputError("the data set names no split: cut one by patient with --split 7:1:2 (train, val, test)")
     if rules.own_validation:
         trained = [study for study in studies if study.split == "train"]
