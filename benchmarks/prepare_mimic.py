@@ -73,7 +73,9 @@ def make_tree(folder: Path, studies: int) -> dict[str, int]:
             for place in range(counts[number]):
                 dicom = "-".join(f"{draw.getrandbits(32):08x}" for _ in range(5))
                 rows.append((dicom, study, subject, split))
-                metadata.append((dicom, subject, study, VIEWS[place % len(VIEWS)], 21_000_101 + number // 1000, 80_556.875))
+                metadata.append(
+                    (dicom, subject, study, VIEWS[place % len(VIEWS)], 21_000_101 + number // 1000, 80_556.875)
+                )
     names = ["dicom_id", "study_id", "subject_id", "split"]
     pandas.DataFrame(rows, columns=names).to_csv(folder / "mimic-cxr-2.0.0-split.csv.gz", index=False)
     names = ["dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate", "StudyTime"]
@@ -93,7 +95,9 @@ def processes_below(pid: int) -> list[int]:
 def run_measured(words: list[str]) -> tuple[float, float]:
     """(seconds, largest GiB of the command and its workers, shared pages counted once) of `python *words`."""
     start, peak, done = time.perf_counter(), 0.0, threading.Event()
-    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+    with subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as command:
 
         def watch() -> None:
             nonlocal peak

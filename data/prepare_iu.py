@@ -21,7 +21,8 @@ PRESETS = {
         note="split: R2Gen's (no official one exists)",
     ),
     "all_studies": Preset(
-        {**_IU, "views": "all", "split": "7:1:2"}, note="split: cut here (no official one exists; OpenI names no patients)"
+        {**_IU, "views": "all", "split": "7:1:2"},
+        note="split: cut here (no official one exists; OpenI names no patients)",
     ),
 }
 
@@ -30,7 +31,9 @@ PRESETS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; see the head of this file."""
     flags = command_flags("data.prepare_iu", __doc__)
-    flags.add_argument("--reports", required=True, help="NLMCXR_reports.tgz, a folder of its XML, or indiana_reports.csv")
+    flags.add_argument(
+        "--reports", required=True, help="NLMCXR_reports.tgz, a folder of its XML, or indiana_reports.csv"
+    )
     flags.add_argument("--images", help="NLMCXR_png.tgz, a folder of its PNG or Kaggle's, or R2Gen's folders")
     flags.add_argument("--projections", help="indiana_projections.csv, for the views of images")
     flags.add_argument("--layout", choices=("r2gen", "source"), help="<id>/0.png, <id>/1.png, or the files' own names")

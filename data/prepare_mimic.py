@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--cxr", help="folder of MIMIC-CXR: mimic-cxr-reports.zip, or the unpacked reports")
     flags.add_argument("--jpg", help="folder of MIMIC-CXR-JPG: tables, files/ (.jpg, .png or .dcm of any size)")
     flags.add_argument("--preset", choices=PRESETS, default="r2gen", help="a published preparation")
-    flags.add_argument("--custom_rules", choices=("skip", "use"), default="skip", help="the 54 studies with rules of their own")
+    flags.add_argument(
+        "--custom_rules", choices=("skip", "use"), default="skip", help="the 54 studies with rules of their own"
+    )
     flags.add_argument("--sections_csv", help="CSV of study_id, findings, impression to take instead of the reports")
     args = flags.parse_args(argv)
     check_flags(args)

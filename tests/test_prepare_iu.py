@@ -115,7 +115,9 @@ def test_images_are_found_under_any_of_three_names_and_linked_as_r2gen(openi, tm
     number = split_numbers()["test"][0]
     _, images = made_studies()[number]
     for place, image in enumerate(images):
-        name = {"openi": f"{image}.png", "kaggle": kaggle_name(number, image), "r2gen": f"{image[:-5]}/{place}.png"}[naming]
+        name = {"openi": f"{image}.png", "kaggle": kaggle_name(number, image), "r2gen": f"{image[:-5]}/{place}.png"}[
+            naming
+        ]
         grey(tmp_path / "png" / name, 50 + place)
     words = ("--reports", openi / "NLMCXR_reports.tgz", "--images", tmp_path / "png", "--out")
     content = prepare(*words, tmp_path / "out")
@@ -136,7 +138,15 @@ def test_an_archive_of_images_is_copied_or_made_smaller(openi, tmp_path):
         for image in images[::-1]:
             grey(tmp_path / f"{image}.png")
             archive.add(tmp_path / f"{image}.png", f"{image}.png")
-    words = ("--reports", openi / "NLMCXR_reports.tgz", "--images", tmp_path / "NLMCXR_png.tgz", "--workers", 2, "--out")
+    words = (
+        "--reports",
+        openi / "NLMCXR_reports.tgz",
+        "--images",
+        tmp_path / "NLMCXR_png.tgz",
+        "--workers",
+        2,
+        "--out",
+    )
     content = prepare(*words, tmp_path / "out")
     for image, path in zip(images, content["val"][0]["image_path"]):
         assert (tmp_path / "out" / "images" / path).read_bytes() == (tmp_path / f"{image}.png").read_bytes()
@@ -155,7 +165,9 @@ def test_other_preparations(openi, tmp_path, capsys):
     assert "OpenI names no patients" in capsys.readouterr().out
     content = prepare(*reports, tmp_path / "c", "--all_studies", "--split", "0:0:1", "--unit", "image")
     assert len(content["test"]) == 2 * 2955 + 1
-    content = prepare(*reports, tmp_path / "d", "--projections", openi / "indiana_projections.csv", "--views", "frontal")
+    content = prepare(
+        *reports, tmp_path / "d", "--projections", openi / "indiana_projections.csv", "--views", "frontal"
+    )
     assert content["test"][0]["views"] == ["FRONTAL"] and len(content["test"][0]["image_path"]) == 1
 
 
@@ -177,7 +189,9 @@ def test_what_is_wrong_is_named(openi, tmp_path, capsys):
     assert "cannot be read as an archive" in refused(capsys, "--reports", tmp_path / "cut.tgz", "--no_images", *out)
     (tmp_path / "few").mkdir()
     (tmp_path / "few" / "1.xml").write_text(XML.format(number=1, findings="a", comparison="", images=""))
-    assert "2954 of R2Gen's reports are not there" in refused(capsys, "--reports", tmp_path / "few", "--no_images", *out)
+    assert "2954 of R2Gen's reports are not there" in refused(
+        capsys, "--reports", tmp_path / "few", "--no_images", *out
+    )
     (tmp_path / "few" / "1.xml").write_text("<a>")
     assert "1.xml is not XML" in refused(capsys, "--reports", tmp_path / "few", "--no_images", *out)
 

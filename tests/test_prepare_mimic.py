@@ -7,9 +7,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import run
 from PIL import Image
 
-from conftest import run
 from data.preparation.custom_rules import EXCEPTIONS
 from data.preparation.mimic import read_mimic, study_time
 from data.preparation.sections import cut_sections, section_name, sections_of
@@ -38,7 +38,9 @@ def test_a_second_header_on_a_line_is_text():
 
 
 def test_a_header_needs_a_newline_one_space_capitals_and_a_space_behind():
-    text = "FINDINGS: at the very start\n\tFINDINGS: a tab\nFINDINGS: no space\n Findings: small\n FINDINGS:none behind\n"
+    text = (
+        "FINDINGS: at the very start\n\tFINDINGS: a tab\nFINDINGS: no space\n Findings: small\n FINDINGS:none behind\n"
+    )
     assert cut_sections(text) == [("full report", text)]
 
 
@@ -93,7 +95,7 @@ def test_study_time_without_leading_zeros():
 
 FULL = report("FINDINGS: Lungs are clear.", "", "IMPRESSION: Normal.")
 CUSTOM = min(EXCEPTIONS)
-# (subject, study, split, [(dicom, view)], date, time, report or None)
+# each: subject, study, split, its images with their views, date, time, report or None
 STUDIES = [
     (10000032, 50000002, "train", [("b", "LATERAL"), ("a", "PA")], "21000102", "90000.5", FULL),
     (10000032, 50000001, "train", [("c", "AP")], "21000301", "080000", report("IMPRESSION: Only this.")),
@@ -112,7 +114,10 @@ def tree(tmp_path):
     """A PhysioNet tree: cxr/mimic-cxr-reports.zip, jpg/ with gz tables and images."""
     (tmp_path / "cxr").mkdir()
     (tmp_path / "jpg").mkdir()
-    split, metadata = ["dicom_id,study_id,subject_id,split"], ["dicom_id,subject_id,study_id,ViewPosition,StudyDate,StudyTime"]
+    split, metadata = (
+        ["dicom_id,study_id,subject_id,split"],
+        ["dicom_id,subject_id,study_id,ViewPosition,StudyDate,StudyTime"],
+    )
     with zipfile.ZipFile(tmp_path / "cxr" / "mimic-cxr-reports.zip", "w") as archive:
         archive.writestr("files/p19/p19999999/s59999999.txt", FULL)  # a report without a study
         for subject, study, name, images, date, time, text in STUDIES:
@@ -133,7 +138,19 @@ def tree(tmp_path):
 
 def prepare(tree, *words, out="out"):
     """Rows by split and the manifest."""
-    main(["--cxr", str(tree / "cxr"), "--jpg", str(tree / "jpg"), "--out", str(tree / out), "--workers", "1", *map(str, words)])
+    main(
+        [
+            "--cxr",
+            str(tree / "cxr"),
+            "--jpg",
+            str(tree / "jpg"),
+            "--out",
+            str(tree / out),
+            "--workers",
+            "1",
+            *map(str, words),
+        ]
+    )
     content = json.loads((tree / out / "annotation.json").read_text(encoding="utf-8"))
     return content, json.loads((tree / out / "annotation.manifest.json").read_text(encoding="utf-8"))
 
@@ -177,7 +194,10 @@ def test_presets(tree):
     assert ids(prepare(tree, "--preset", "r2gen_study", out="a")[0])["test"] == ["50000005", "50000007"]
     content, _ = prepare(tree, "--preset", "cxrmate", out="b")
     assert ids(content) == {"train": ["50000002", "50000003"], "val": [], "test": ["50000005"]}
-    assert content["test"][0]["report"] == "Lungs are clear. Normal." and content["test"][0]["findings"] == "Lungs are clear."
+    assert (
+        content["test"][0]["report"] == "Lungs are clear. Normal."
+        and content["test"][0]["findings"] == "Lungs are clear."
+    )
     content, manifest = prepare(tree, "--preset", "all_studies", out="c")
     assert ids(content)["test"] == ["50000005", "50000007", "50000008"]
     assert content["test"][2]["report"] == "at all here."
@@ -204,7 +224,7 @@ def test_custom_rules_use(tree):
 def test_words_and_sections_of_a_csv(tree):
     assert ids(prepare(tree, "--min_words", 3, out="a")[0])["test"] == ["f", "g", "h"]
     assert ids(prepare(tree, "--max_words", 2, out="b")[0])["test"] == ["k"]
-    (tree / "texts.csv").write_text("study,findings,impression\ns50000006,\"Other, text.\",\n")
+    (tree / "texts.csv").write_text('study,findings,impression\ns50000006,"Other, text.",\n')
     content, _ = prepare(tree, "--sections_csv", tree / "texts.csv", out="c")
     assert ids(content) == {"train": [], "val": [], "test": ["i"]} and content["test"][0]["report"] == "Other, text."
 

@@ -93,7 +93,10 @@ def test_a_table_that_is_wrong_is_refused(tmp_path, capsys):
         ("id,images,report\n1,a.png,a\n1,b.png,a\n", "row 2: id '1' stands twice"),
         ("id,images,report,views\n1,a.png,a,PA;AP\n", "row 1: 1 images, 2 views"),
         ("id,images,report,split\n1,a.png,a,trian\n", "row 1: split 'trian' is unknown"),
-        ("id,images,report,study,split\n1,a.png,a,s,train\n2,b.png,a,s,test\n", "row 2: study s has another patient or split"),
+        (
+            "id,images,report,study,split\n1,a.png,a,s,train\n2,b.png,a,s,test\n",
+            "row 2: study s has another patient or split",
+        ),
         ("id,images\n1,a.png\n", "no study is left of 1"),
     ):
         table.write_text(text)
@@ -119,15 +122,23 @@ def chexpert(tmp_path):
         ("train/patient3/study1/view1_frontal.jpg", "Frontal", "PA", 1, "train", ""),
         ("valid/patient2/study1/view1_frontal.jpg", "Frontal", "AP", 1, "valid", "Valid."),
     ):
-        rows.append({"path_to_image": path, "frontal_lateral": lateral, "ap_pa": projection, "section_findings": findings,
-                     "patient_report_date_order": order, "split": split, "section_clinical_history": "Pain.", **empty})  # fmt: skip
+        rows.append({"path_to_image": path, "frontal_lateral": lateral, "ap_pa": projection, "split": split,
+                     "section_findings": findings, "section_clinical_history": "Pain.",
+                     "patient_report_date_order": order, **empty})  # fmt: skip
         image(tmp_path / "PNG" / path.replace(".jpg", ".png"))
     pandas.DataFrame(rows).to_csv(tmp_path / "df_chexpert_plus_240401.csv", index=False)
     return tmp_path
 
 
 def test_chexpert_plus(chexpert, capsys):
-    words = ("--format", "chexpert_plus", "--table", chexpert / "df_chexpert_plus_240401.csv", "--images", chexpert / "PNG")
+    words = (
+        "--format",
+        "chexpert_plus",
+        "--table",
+        chexpert / "df_chexpert_plus_240401.csv",
+        "--images",
+        chexpert / "PNG",
+    )
     content = prepare(*words, "--out", chexpert / "out")
     assert ids(content) == {"train": ["patient1_study2", "patient1_study1"], "val": ["patient2_study1"], "test": []}
     row = content["train"][0]

@@ -9,7 +9,7 @@ from pathlib import Path
 from data.preparation.rows import SPLITS
 from modules.artefact import differences, git_state, sha256, write_atomic, write_json
 from modules.errors import InputError
-from modules.reports import read_reports, read_table
+from modules.scoring.predictions import read_reports, read_table
 
 ID_KEYS = {"dicom_id": "id", "image_id": "id", "id": "id", "study_id": "study_id", "study": "study_id"}
 _SHOWN = 5
@@ -89,7 +89,9 @@ def compare_ids(rows: Mapping[str, list[dict]], path: Path) -> str:
     header = [cell.strip().lower() for cell in table[0]]
     column = next((name for name in ID_KEYS if name in header), None)
     if column is None and len(header) > 1:
-        raise InputError(f"--compare_ids {path}: no column of ids among {', '.join(header)}; known: {', '.join(ID_KEYS)}")
+        raise InputError(
+            f"--compare_ids {path}: no column of ids among {', '.join(header)}; known: {', '.join(ID_KEYS)}"
+        )
     theirs = [row[header.index(column)] for row in table[1:]] if column else [row[0] for row in table]
     theirs = list(dict.fromkeys(theirs))
     ours = {split: [str(row[ID_KEYS.get(column, "id")]) for row in listed] for split, listed in rows.items()}
@@ -124,7 +126,9 @@ def compare_annotations(rows: Mapping[str, list[dict]], path: Path) -> list[str]
         )
         lines += [f"  only here: {one}" for one in [one for one in ours if one not in theirs][:_SHOWN]]
         lines += [f"  only there: {one}" for one in [one for one in theirs if one not in ours][:_SHOWN]]
-        lines += [f"  text of {one}, at character {_first_difference(ours[one], theirs[one])}" for one in texts[:_SHOWN]]
+        lines += [
+            f"  text of {one}, at character {_first_difference(ours[one], theirs[one])}" for one in texts[:_SHOWN]
+        ]
     return lines
 
 

@@ -75,8 +75,12 @@ def command_flags(module: str, description: str) -> argparse.ArgumentParser:
     out.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes")
     out.add_argument("--overwrite", action="store_true", help="an annotation that was made otherwise is replaced")
     check = flags.add_argument_group("held against")
-    check.add_argument("--compare_ids", type=Path, metavar="FILE", help="CSV of published outputs (dicom_id, study_id or id)")
-    check.add_argument("--from_annotation", type=Path, metavar="JSON", help="an annotation of R2Gen's format got elsewhere")
+    check.add_argument(
+        "--compare_ids", type=Path, metavar="FILE", help="CSV of published outputs (dicom_id, study_id or id)"
+    )
+    check.add_argument(
+        "--from_annotation", type=Path, metavar="JSON", help="an annotation of R2Gen's format got elsewhere"
+    )
     check.add_argument("--strict_counts", action="store_true", help="other counts than the preset's are an error")
     return flags
 
@@ -123,7 +127,9 @@ def run(args: argparse.Namespace, source: Source, preset: Preset, settings: Mapp
     facts = {"expected": expected, "left_out": dict(sorted(made.left_out.items())), "counted": dict(source.counts),
              "missing_images": len(made.missing_images), "failed_images": len(failed)}  # fmt: skip
     if made.boxes:
-        write_json(args.out / "boxes.json", {row["id"]: made.boxes[row["id"]] for rows in made.rows.values() for row in rows})
+        write_json(
+            args.out / "boxes.json", {row["id"]: made.boxes[row["id"]] for rows in made.rows.values() for row in rows}
+        )
     manifest = write_annotation(annotation, made.rows, inputs, **facts)
     _say(annotation, manifest, made, failed, unlike, own, preset)
     for name, lines in (
@@ -163,7 +169,9 @@ def _digest(path: Path) -> str:
     """SHA-256 of a file, or of the names and hashes of all files below a folder."""
     if path.is_file():
         return sha256(path)
-    lines = [f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in sorted(path.rglob("*")) if file.is_file()]
+    lines = [
+        f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in sorted(path.rglob("*")) if file.is_file()
+    ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -186,8 +194,13 @@ def _say(annotation, manifest, made: Rows, failed, unlike, own, preset: Preset) 
     for split in SPLITS:
         facts = ", ".join(f"{number:,d} {what}" for what, number in manifest["counts"][split].items())
         print(f"  {split:5s} {facts}")
-    print("\n".join(left_out_lines(made.left_out) + [f"  {what}: {n:,d}" for what, n in manifest["counted"].items() if n]))
-    for what, names in (("images that are not there", made.missing_images), ("images that cannot be read", list(failed))):
+    print(
+        "\n".join(left_out_lines(made.left_out) + [f"  {what}: {n:,d}" for what, n in manifest["counted"].items() if n])
+    )
+    for what, names in (
+        ("images that are not there", made.missing_images),
+        ("images that cannot be read", list(failed)),
+    ):
         if names:
             print(f"  {what}: {len(names):,d}, such as {', '.join(names[:_SHOWN])}")
     print(f"  ids     sha256 {manifest['ids_sha256']}\n  reports sha256 {manifest['reports_sha256']}")

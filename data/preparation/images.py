@@ -12,7 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from data.pictures import open_picture
+from data.images import open_image
 from data.preparation.image_files import ImageArchive, ImageFiles, ImageFolder
 from modules.artefact import write_atomic, write_json
 from modules.errors import InputError
@@ -31,7 +31,9 @@ def bring_images(wanted: Mapping[str, str], files: ImageFiles, out: Path, how: s
     images = out / "images"
     if how == "link":
         if not isinstance(files, ImageFolder):
-            raise InputError(f"{files.path} is an archive: --symlink needs a folder; leave it out to copy, or unpack it")
+            raise InputError(
+                f"{files.path} is an archive: --symlink needs a folder; leave it out to copy, or unpack it"
+            )
         _link(wanted, files, images)
         return {}
     _claim(out, how, files)
@@ -48,7 +50,9 @@ def bring_images(wanted: Mapping[str, str], files: ImageFiles, out: Path, how: s
                         failed[job.target.relative_to(images).as_posix()] = problem
                 bar.update(len(batch))
     except OSError as error:
-        raise InputError(f"cannot make the images below {images}: {error}; what is made is kept, start again") from error
+        raise InputError(
+            f"cannot make the images below {images}: {error}; what is made is kept, start again"
+        ) from error
     shutil.rmtree(out / ".unpacked", ignore_errors=True)
     log = out / "failed_images.txt"
     if failed:
@@ -88,7 +92,9 @@ def _claim(out: Path, how: str, files: ImageFiles) -> None:
     facts = {"images": how, "from": str(files.path.resolve())}
     if record.is_file():
         if json.loads(record.read_text(encoding="utf-8")) != facts:
-            raise InputError(f"{out / 'images'} was made in another way ({record}); remove both or choose another --out")
+            raise InputError(
+                f"{out / 'images'} was made in another way ({record}); remove both or choose another --out"
+            )
     elif os.path.lexists(out / "images"):
         raise InputError(f"{out / 'images'} is there and was not made by this command; choose another --out")
     else:
@@ -115,7 +121,7 @@ def _make(job: _Job) -> str | None:
         if job.side is None:
             shutil.copyfile(job.source, temporary)
         else:
-            _smaller(open_picture(job.source), job.side).save(temporary, "JPEG", quality=JPEG_QUALITY)
+            _smaller(open_image(job.source), job.side).save(temporary, "JPEG", quality=JPEG_QUALITY)
         os.replace(temporary, job.target)
     except InputError as error:
         return str(error)

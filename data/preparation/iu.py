@@ -114,7 +114,9 @@ def _projections(path: Path) -> Iterator[tuple[int, str, str]]:
     for uid, filename, projection in zip(*(table[column].tolist() for column in ("uid", "filename", "projection"))):
         found = _KAGGLE.fullmatch(filename)
         if not found or not uid.isdigit():
-            raise InputError(f"{path}: {filename!r} of uid {uid!r} is not named as in Kaggle's copy (1_IM-0001-3001.dcm.png)")
+            raise InputError(
+                f"{path}: {filename!r} of uid {uid!r} is not named as in Kaggle's copy (1_IM-0001-3001.dcm.png)"
+            )
         yield int(uid), _openi_name(found), projection
 
 

@@ -124,7 +124,9 @@ def _image_root(folders: Sequence[Path]) -> Path:
             first = next(iter(sorted(root.glob("p1[0-9]"))), None)
             if first and any(path.is_dir() for patient in _some(first.glob("p*")) for path in patient.glob("s*")):
                 return root
-    raise InputError(f"no files/p10/p1.../s.../ with images in {folders[0]} (--jpg); --no_images makes the annotation alone")
+    raise InputError(
+        f"no files/p10/p1.../s.../ with images in {folders[0]} (--jpg); --no_images makes the annotation alone"
+    )
 
 
 def _some(paths: Iterable[Path]) -> Iterator[Path]:
@@ -222,11 +224,14 @@ def _sections_table(path: Path) -> dict[int, dict[str, str]]:
     table = whole_numbers(table, (key,), path)
     texts = zip(*(table[section].str.strip().tolist() for section in KEPT))
     return {
-        study: {section: text for section, text in zip(KEPT, row) if text} for study, row in zip(table[key].tolist(), texts)
+        study: {section: text for section, text in zip(KEPT, row) if text}
+        for study, row in zip(table[key].tolist(), texts)
     }
 
 
-def _add_texts(studies: list[SourceStudy], texts: dict[int, dict[str, str]], custom_rules: str, counts: Counter) -> None:
+def _add_texts(
+    studies: list[SourceStudy], texts: dict[int, dict[str, str]], custom_rules: str, counts: Counter
+) -> None:
     for study in studies:
         sections = texts.get(study.study_id)
         if sections is None:

@@ -19,7 +19,9 @@ def read_padchest_gr(
     Boxes are [x1, y1, x2, y2] from 0 to 1 of width and height; extra_boxes are the second reader's. language: "en", "es".
     images: the folder of the images, or one above it.
     """
-    table = read_columns(master_table, ("StudyID", "ImageID", "split", "PatientID")).drop_duplicates(["StudyID", "ImageID"])
+    table = read_columns(master_table, ("StudyID", "ImageID", "split", "PatientID")).drop_duplicates(
+        ["StudyID", "ImageID"]
+    )
     listed = {(study, image): (split, patient) for study, image, split, patient in table.itertuples(index=False)}
     studies, counts = [], Counter()
     for number, entry in enumerate(_entries(Path(reports))):
@@ -33,7 +35,9 @@ def read_padchest_gr(
         text = " ".join(one["sentence"] for one in boxes if one["sentence"])
         image = SourceImage(key[1], key[1])
         studies.append(
-            SourceStudy(key[0], patient or None, split_name(split, str(master_table)), {"findings": text}, [image], boxes=boxes)
+            SourceStudy(
+                key[0], patient or None, split_name(split, str(master_table)), {"findings": text}, [image], boxes=boxes
+            )
         )
     store = ImageFolder(_image_root(Path(images))) if images else None
     return Source("PadChest-GR", studies, [Path(reports), Path(master_table)], store, counts)

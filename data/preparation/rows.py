@@ -238,7 +238,9 @@ def cut_by_patient(studies: Sequence[SourceStudy], shares: tuple[float, float, f
     """
     patients: dict[str, list[int]] = defaultdict(list)
     for number, study in enumerate(studies):
-        patients[f"study {study.study_id}" if study.subject_id is None else f"patient {study.subject_id}"].append(number)
+        patients[f"study {study.study_id}" if study.subject_id is None else f"patient {study.subject_id}"].append(
+            number
+        )
     names = sorted(patients)
     random.Random(seed).shuffle(names)
     splits, done = [""] * len(studies), 0

@@ -64,14 +64,22 @@ def candidate_folders(*folders: str | Path | None) -> list[Path]:
         if not folder.is_dir():
             raise InputError(f"no folder {folder}")
         found.append(folder)
-        for pattern in ("2.*", "mimic-cxr*", "mimic-cxr*/2.*", "files/mimic-cxr*/2.*", "physionet.org/files/mimic-cxr*/2.*"):
+        for pattern in (
+            "2.*",
+            "mimic-cxr*",
+            "mimic-cxr*/2.*",
+            "files/mimic-cxr*/2.*",
+            "physionet.org/files/mimic-cxr*/2.*",
+        ):
             found += sorted((path for path in folder.glob(pattern) if path.is_dir()), reverse=True)
     return list(dict.fromkeys(found))
 
 
 def find_file(folders: Sequence[Path], pattern: str) -> Path | None:
     """The first file that matches a glob pattern in the folders; of several versions the newest."""
-    return next((path for folder in folders for path in sorted(folder.glob(pattern), reverse=True) if path.is_file()), None)
+    return next(
+        (path for folder in folders for path in sorted(folder.glob(pattern), reverse=True) if path.is_file()), None
+    )
 
 
 def read_columns(path: str | Path, columns: Iterable[str], optional: Iterable[str] = ()) -> pandas.DataFrame:

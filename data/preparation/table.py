@@ -33,7 +33,9 @@ def read_any_table(table: str | Path, images: str | Path | None, names: Mapping[
         if not row["id"] or not paths:
             raise InputError(f"{where}: needs an id and an image")
         if row["id"] in seen:
-            raise InputError(f"{where}: id {row['id']!r} stands twice; rows of one study need ids of their own and a study")
+            raise InputError(
+                f"{where}: id {row['id']!r} stands twice; rows of one study need ids of their own and a study"
+            )
         seen.add(row["id"])
         if views and len(views) != len(paths):
             raise InputError(f"{where}: {len(paths)} images, {len(views)} views")
