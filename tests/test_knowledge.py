@@ -1,6 +1,5 @@
-"""The knowledge base: total look-up, expert reports, what is refused; and pickles that are programs."""
+"""The knowledge base: total look-up, expert reports, what is refused."""
 
-import os
 import pickle
 
 import numpy as np
@@ -12,7 +11,6 @@ from knowledge import check_base
 from knowledge.build_base import build, groups_of, show
 from modules.errors import InputError
 from modules.nets.knowledge_base import KnowledgeBase, embed, load_knowledge
-from modules.safe_pickle import load_pickle
 from modules.text.labeler import label_report, positive_labels
 from modules.text.labels import CHEXPERT_14, read_label_table
 
@@ -94,40 +92,6 @@ def test_what_is_refused(tmp_path):
     (tmp_path / "torn.pkl").write_bytes(pickle.dumps({(0,) * 14: np.zeros(3)})[:-20])
     with pytest.raises(InputError, match="cannot be read"):
         load_knowledge(tmp_path / "torn.pkl", labels=CHEXPERT_14, **shape)
-
-
-class Program:
-    def __reduce__(self):
-        return os.system, ("touch executed",)
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_malicious_pickle_is_not_executed(tmp_path, monkeypatch, protocol):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "evil.pkl").write_bytes(pickle.dumps({(0,) * 14: Program()}, protocol))
-    with pytest.raises(InputError, match="Nothing of it was executed"):
-        load_pickle(tmp_path / "evil.pkl")
-    torch.save({"model": Program()}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match="cannot be read as data"):
-        load_pickle(tmp_path / "evil.pth")
-    torch.save({"model": Program()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(InputError):
-        load_pickle(tmp_path / "old.pth")
-    assert not (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_data_is_read(tmp_path, protocol):
-    content = {
-        (0, 1): torch.arange(6.0).view(2, 3),
-        (np.int64(1), 0): np.ones((2, 3), np.float32),
-        (1, 1): [1, 2.5, "x", None],
-    }
-    (tmp_path / "data.pkl").write_bytes(pickle.dumps(content, protocol))
-    found = load_pickle(tmp_path / "data.pkl")
-    assert (
-        torch.equal(found[(0, 1)], content[(0, 1)]) and (found[(1, 0)] == 1).all() and found[(1, 1)] == content[(1, 1)]
-    )
 
 
 def test_the_expert_of_a_label_vector_has_exactly_that_vector(mini):

@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 
 from modules.errors import InputError
+from modules.safe_pickle import load_pickle
 
 log = logging.getLogger(__name__)
 
@@ -97,11 +98,12 @@ def torchvision_state(name: str, weights_dir: str | None, offline: bool) -> dict
 
 
 def read_state(path: Path) -> dict:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"weights {path} cannot be read: {str(error).splitlines()[0]}") from error
-    return state.get("state_dict", state) if isinstance(state, dict) else state
+    """The state_dict of a file. InputError when it holds none."""
+    content = load_pickle(path)
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path} holds no state_dict of tensors: it is no file of weights")
+    return state
 
 
 def _body_keys(state: dict, name: str) -> dict:
