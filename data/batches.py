@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.image_cache import ImageCache
 from data.images import Augmentation, open_image, to_tensor
+from data.scene_graphs import SceneGraphs, graph_fields, pad_graphs
 from data.studies import Study
 from modules import processes
 from modules.errors import InputError
@@ -26,6 +27,11 @@ class Batch:
     rule. view_mask: bool [B, V], True = a real view; None = all are. padding: bool [B, V, H, W], True = no image there;
     None = none. tokens: int [B, L + 1]. labels, diagnosis: int [B, K]. fill: the studies only keep a process busy, they do
     not count.
+
+    Of scene graphs, N the most boxes of a study, R regions, M attributes of the longest head: boxes: float [B, N, 4], x0 y0
+    x1 y1 in pixels of the image tensor. box_regions: int [B, N], -1 = padding. box_chosen, box_abnormal: bool [B, N], the
+    report speaks of the box's region, and calls it abnormal. attributes: bool [B, N, M]. region_labels: bool [B, R], spoken
+    of with or without a box.
     """
 
     ids: list[str]
@@ -36,6 +42,12 @@ class Batch:
     tokens: torch.Tensor | None = None
     labels: torch.Tensor | None = None
     diagnosis: torch.Tensor | None = None
+    boxes: torch.Tensor | None = None
+    box_regions: torch.Tensor | None = None
+    box_chosen: torch.Tensor | None = None
+    box_abnormal: torch.Tensor | None = None
+    attributes: torch.Tensor | None = None
+    region_labels: torch.Tensor | None = None
     fill: bool = False
 
     def __len__(self) -> int:
@@ -61,7 +73,8 @@ class StudyDataset(Dataset):
 
     needs: which fields of Batch the system reads. tokens: word ids int32 [N, L + 1] of the studies, or None. tables: named
     label tables {"diagnosis": {id: K values}, ...}. mask_rule: function (image path, PIL image) -> masked image.
-    cache: the images decoded and resized already, or None.
+    cache: the images decoded and resized already, or None. scene_graphs: for "boxes" and "graph" in needs, those of the
+    studies' first images; boxes are turned with their image.
     What an image goes through depends on (seed, epoch, study id) alone: not on worker, order or batch.
     """
 
@@ -80,11 +93,12 @@ class StudyDataset(Dataset):
         tables: dict[str, dict] | None = None,
         mask_rule=None,
         cache: ImageCache | None = None,
+        scene_graphs: SceneGraphs | None = None,
     ) -> None:
         self.studies, self.image_dir = studies, str(image_dir)
         self.needs, self.image_size, self.max_views = needs, image_size, max_views
         self.augment, self.seed, self.epoch = Augmentation(augment, image_size, resize_filter), seed, 0
-        self.mask_rule, self.cache = mask_rule, cache
+        self.mask_rule, self.cache, self.scene_graphs = mask_rule, cache, scene_graphs
         self.tables = {
             name: torch.tensor(np.asarray([table[study.id] for study in studies]), dtype=torch.long)
             for name, table in (tables or {}).items()
@@ -111,13 +125,17 @@ class StudyDataset(Dataset):
         names = [name for name in ("images", "masked_images") if name in self.needs]
         for name in names:
             views += complete if name == "images" else [self.mask_rule(p, c) for p, c in zip(paths, complete)]
-        draw = random.Random(zlib.crc32(f"{self.seed}/{self.epoch}/{study.id}".encode()))
-        tensors = [to_tensor(image) for image in self.augment(views, draw)]
+        chance = zlib.crc32(f"{self.seed}/{self.epoch}/{study.id}".encode())
+        tensors = [to_tensor(image) for image in self.augment(views, random.Random(chance))]
         item = {name: tensors[k * len(paths) : (k + 1) * len(paths)] for k, name in enumerate(names)}
         item["id"] = study.id
         item.update({name: table[place] for name, table in self.tables.items()})
         if self.tokens is not None:
             item["tokens"] = self.tokens[place].long()
+        if "boxes" in self.needs:
+            graph = self.scene_graphs.of(paths[0])
+            boxes = self.augment.boxes(graph.boxes, random.Random(chance))
+            item["graph"] = graph_fields(graph, boxes, whole="graph" in self.needs)
         return item
 
 
@@ -136,6 +154,8 @@ def collate(items: list[dict]) -> Batch:
     for name in ("tokens", "labels", "diagnosis"):
         if name in items[0]:
             fields[name] = torch.stack([item[name] for item in items])
+    if "graph" in items[0]:
+        fields |= pad_graphs([item["graph"] for item in items])
     return Batch(**fields)
 
 

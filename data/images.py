@@ -111,10 +111,13 @@ class Augmentation:
     "right" of the report stay true and teacher and student see the same image.
     crop, crop_flip: each image on its own is resized to a shorter side of 8/7 of `side` (256 for 224), cut at random to
     the square, and with crop_flip mirrored half of the time (the R2Gen family's released code).
+    rotate: one draw for all images of a study: a turn of at most 10 degrees, nearest pixel, black corners (SGRRG's code).
     none: resized to the square.
+    Boxes are followed through aligned, rotate and none.
     """
 
-    KINDS = ("released", "aligned", "crop", "crop_flip", "none")
+    KINDS = ("released", "aligned", "crop", "crop_flip", "rotate", "none")
+    TURNS = {"aligned": 5, "rotate": 10, "none": 0}  # degrees to either side, drawn first
 
     def __init__(self, kind: str, side: int, resize_filter: str = "bicubic") -> None:
         if kind not in self.KINDS:
@@ -141,8 +144,26 @@ class Augmentation:
             return [self._crop(image, draw) for image in images]
         if self.kind == "released":
             return [self._released(image, draw) for image in images]
-        angle, jitter = draw.uniform(-5, 5), _jitter_settings(draw)
+        angle = self._angle(draw)
+        if self.kind == "rotate":
+            return [functional.rotate(image, angle) for image in images]
+        jitter = _jitter_settings(draw)
         return [_jitter(functional.rotate(p, angle, InterpolationMode.BILINEAR), jitter) for p in images]
+
+    def boxes(self, boxes: np.ndarray, draw: random.Random) -> np.ndarray:
+        """Boxes [N, 4] in fractions of the image -> float32 [N, 4] in pixels of what `__call__` makes of it with an equal draw.
+
+        A box that is turned becomes the rectangle around its four corners, clipped to the image. ValueError for a kind that
+        boxes cannot be followed through.
+        """
+        if self.kind not in self.TURNS:
+            raise ValueError(f"boxes cannot be followed through --augment {self.kind}: choose {', '.join(self.TURNS)}")
+        boxes = np.asarray(boxes, np.float32).reshape(-1, 4) * np.float32(self.side)
+        return boxes if self.kind == "none" else turned_boxes(boxes, self._angle(draw), self.side)
+
+    def _angle(self, draw: random.Random) -> float:
+        """Degrees of the turn, counter-clockwise; the first number of a study's draw."""
+        return draw.uniform(-self.TURNS[self.kind], self.TURNS[self.kind])
 
     def _crop(self, image: Image.Image, draw: random.Random) -> Image.Image:
         left, top = (draw.randint(0, length - self.side) for length in image.size)
@@ -154,6 +175,17 @@ class Augmentation:
         image = image.rotate(draw.choice((0, 90, 180, 270)), expand=True)
         image = _jitter(image, _jitter_settings(draw))
         return functional.hflip(image) if draw.random() < 0.5 else image
+
+
+def turned_boxes(boxes: np.ndarray, angle: float, side: int) -> np.ndarray:
+    """Boxes [N, 4] in pixels of a square image that is turned counter-clockwise by `angle` degrees about its middle.
+
+    float32 [N, 4]: the rectangle around the four turned corners, clipped to the image.
+    """
+    sine, cosine = np.sin(np.radians(angle)), np.cos(np.radians(angle))
+    x, y = boxes[:, [0, 2, 0, 2]] - side / 2, boxes[:, [1, 1, 3, 3]] - side / 2
+    x, y = x * cosine + y * sine + side / 2, y * cosine - x * sine + side / 2
+    return np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], 1).clip(0, side).astype(np.float32)
 
 
 def _jitter_settings(draw: random.Random) -> tuple[list[int], dict[int, float]]:

@@ -10,6 +10,7 @@ from data.batches import StudyDataset
 from data.image_cache import ImageCache, fingerprint, open_cache
 from data.images import Augmentation
 from data.mask_store import MaskRule, MaskStore, open_masks
+from data.scene_graphs import SceneGraphs, read_scene_graphs
 from data.studies import Study, check_images, check_studies, data_card, read_annotation, without_broken
 from modules import processes
 from modules.artefact import read_manifest, write_json
@@ -24,7 +25,8 @@ class RunData:
 
     studies: by split, broken ones already left out. listed: studies of the annotation by split, broken ones counted.
     masks: store of ADM masks or None. diagnosis: {id: K bits} or None where a DiagnosisBot will tell. caches: decoded
-    images by split, where they are kept. corpora: the words of the reports by split.
+    images by split, where they are kept. corpora: the words of the reports by split. scene_graphs: of all splits, or None.
+    oracle_graph: scored reports are written from what they themselves say of the regions.
     """
 
     studies: dict[str, list[Study]]
@@ -37,14 +39,17 @@ class RunData:
     texts: dict[str, list[str]] = field(default_factory=dict)
     caches: dict[str, ImageCache] = field(default_factory=dict)
     corpora: dict[str, Corpus] = field(default_factory=dict)
+    scene_graphs: SceneGraphs | None = None
+    oracle_graph: bool = False
 
 
 def open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts=False, training=False) -> RunData:
     """Read the annotation and look at every study of the splits of `inputs`; what is wrong goes to `problems`.
 
     inputs: by split, what its studies must bring beside images and report: "masks" (ADM), "diagnosis" (of a table or a
-    DiagnosisBot), "labels" (of their reports). texts: keep the training and validation reports too (scoring counts their
-    words); training never asks for the texts of the test split. training: the images of "train" will be augmented.
+    DiagnosisBot), "labels" (of their reports), "scene_graphs" (boxes of regions), "true_graph" (what the report says of
+    them). texts: keep the training and validation reports too (scoring counts their words); training never asks for the
+    texts of the test split. training: the images of "train" will be augmented.
     """
     # a million new objects that stay: searching them for garbage takes longer than reading them, and frozen they are not
     # touched, and so not copied, by the collector of a worker process either
@@ -85,13 +90,16 @@ def _open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts: 
         wanted = {split: [study.report for study in rows] for split, rows in studies.items()}
         wanted |= {"train": reports["train"]} if texts else {}
         data.corpora = {split: _corpus(args, split, rows) for split, rows in wanted.items()}
-    that_read = {name: [split for split in splits if name in inputs[split]] for name in ("masks", "diagnosis", "labels")}
+    names = ("masks", "diagnosis", "labels", "scene_graphs")
+    that_read = {name: [split for split in splits if name in inputs[split]] for name in names}
     if that_read["masks"]:
         _open_masks(args, data, that_read["masks"], problems)
     if that_read["diagnosis"]:
         _open_diagnosis(args, data, that_read["diagnosis"], problems)
     if that_read["labels"]:
         data.tables["labels"] = _read_labels(args, "labels_path", data, that_read["labels"], problems)
+    if that_read["scene_graphs"]:
+        _open_scene_graphs(args, data, inputs, problems, training=training)
     return data
 
 
@@ -145,6 +153,36 @@ def _open_masks(args, data: RunData, splits, problems: Problems) -> None:
     problems.check(not missing, f"{text}: it was made from other images, or its making is unfinished")
 
 
+def _open_scene_graphs(args, data: RunData, inputs: dict[str, set[str]], problems: Problems, *, training: bool) -> None:
+    """--scene_graphs must know the first image of every study that is used, under its split, and what training learns from."""
+    path = args.scene_graphs
+    try:
+        graphs = data.scene_graphs = read_scene_graphs(path)
+    except InputError as error:
+        problems.add(f"--scene_graphs: {error}")
+        return
+    images = [(study.images[0], split) for split in inputs if "scene_graphs" in inputs[split] for study in data.studies[split]
+              if study.images]  # fmt: skip
+    missing = [image for image, _ in images if image not in graphs]
+    problems.check(
+        not missing,
+        f"--scene_graphs {path} has no graph of {len(missing)} of {len(images)} images, such as {missing[:3]}: it was built "
+        "from another annotation; build it again with python -m knowledge.build_scene_graphs",
+    )
+    moved = [f"{image} ({graphs.split_of(image)} there, {split} here)" for image, split in images
+             if image in graphs and graphs.split_of(image) != split]  # fmt: skip
+    problems.check(
+        not moved,
+        f"--scene_graphs {path} was built with another split: {len(moved)} images stand elsewhere, such as "
+        f"{', '.join(moved[:3])}. Its attributes would be those of other training reports: build it again",
+    )
+    data.oracle_graph = any("true_graph" in names for split, names in inputs.items() if split != "train")
+    problems.check(
+        graphs.with_attributes or not (training or data.oracle_graph),
+        f"--scene_graphs {path} has boxes alone: training and --oracle_graph need what the reports say of the regions",
+    )
+
+
 def _open_diagnosis(args, data: RunData, splits, problems: Problems) -> None:
     """--diagnosis_path is read here; a DiagnosisBot only has to exist, it works once everything else is in order."""
     if not args.diagnosis_path:
@@ -190,4 +228,5 @@ def make_dataset(args, data: RunData, split: str, needs: set[str], tokenizer, *,
         tables=data.tables,
         mask_rule=None if data.masks is None else MaskRule(data.masks, **rule),
         cache=data.caches.get(split),
+        scene_graphs=data.scene_graphs,
     )

@@ -78,7 +78,7 @@ VIEW_PRESETS = {  # the released training gives the teacher the masked image; th
     "paper": {"teacher_view": "complete", "student_view": "masked", "eval_view": "masked"},
     "released": {"teacher_view": "masked", "student_view": "complete", "eval_view": "masked"},
 }
-AUGMENTATIONS = ("aligned", "released", "crop", "crop_flip", "none")
+AUGMENTATIONS = ("aligned", "released", "crop", "crop_flip", "rotate", "none")
 EKAGEN, R2GENCMN, R2GEN, XPRONET = (("ekagen",), ("r2gencmn",), ("r2gen",), ("xpronet",))
 EXTRACTORS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "efficientnet_lite0")
 
