@@ -13,13 +13,13 @@ from data.prepare import make_dataset, open_data
 from data.studies import card_text
 from knowledge.diagnose import diagnose_studies
 from knowledge.new_study import report_new_study
-from models import SYSTEMS, system_module
+from models import SYSTEMS
 from modules import processes
 from modules.artefact import sha256
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.decoding import DecodingSettings
 from modules.errors import InputError, Problems, entry
-from modules.flags import RELEASED_FILES, all_flags, parse
+from modules.flags import all_flags, parse
 from modules.generation import write_split
 from modules.precision import Precision, choose_device, seed_everything
 from modules.results_page.build import write_page
@@ -40,8 +40,8 @@ def read_weights(args, argv):
         raise InputError("--load: give a checkpoint of ours (results/<run>/best.pt) or the authors' weights")
     content = load_checkpoint(args.load)
     if is_ours(content):
-        return parse(argv, "test", systems=tuple(SYSTEMS), carried=content["flags"]), content
-    for name, path in RELEASED_FILES.get((args.model, args.dataset_name), {}).items():
+        return parse(argv, "test", systems=SYSTEMS, carried=content["flags"]), content
+    for name, path in SYSTEMS[args.model].released_files.get(args.dataset_name, {}).items():
         if name not in args.typed:
             setattr(args, name, path)
     return args, content
@@ -49,24 +49,24 @@ def read_weights(args, argv):
 
 @entry
 def main(argv=None) -> None:
-    args = parse(argv, "test", systems=tuple(SYSTEMS))
+    args = parse(argv, "test", systems=SYSTEMS)
     if run_command(args):
         return
     args, content = read_weights(args, argv)
     device = processes.start(choose_device(args.device))
     seed_everything(args.seed, args.deterministic)
-    module, problems, ours = system_module(args.model), Problems(), is_ours(content)
-    module.check(args, problems, training=False, carried=ours)
+    kind, problems, ours = SYSTEMS[args.model], Problems(), is_ours(content)
+    kind.check(args, problems, training=False, carried=ours)
     decoding, precision = DecodingSettings.from_flags(args), Precision(args.precision, device)
     if args.image:
         problems.stop_if_any()
-        report_new_study(args, content, module, decoding, precision, device)
+        report_new_study(args, content, kind, decoding, precision, device)
         return
     parts = content["parts"] if ours else None
     check_extra(args.extra_metrics)
     scoring = scoring_settings(args)  # a labeler that does not load is told now, not when the reports are written
     # training and validation reports are read for the protocol's word counts and the constant report, not for images
-    inputs = module.inputs(args, training=False)
+    inputs = kind.inputs(args, training=False)
     brought = {"diagnosis"} if parts and "diagnosisbot" in parts and "diagnosisbot" not in args.typed else set()
     data = open_data(args, {args.split: inputs - brought}, problems, texts=True)
     problems.stop_if_any()
@@ -78,9 +78,9 @@ def main(argv=None) -> None:
     if "diagnosis" in inputs:
         diagnose_studies(args, data, [args.split], device, parts)
     words = data.corpora["train"]
-    tokenizer = Tokenizer.from_state_dict(content["tokenizer"]) if ours else module.make_tokenizer(words, args)
-    system = module.build(args, tokenizer, parts)
-    module.load_start(system, content, args.load, args)
+    tokenizer = Tokenizer.from_state_dict(content["tokenizer"]) if ours else kind.make_tokenizer(words, args)
+    system = kind.build(args, tokenizer, parts)
+    system.load_start(content, args.load)
     system = system.to(device).eval()
     dataset = make_dataset(args, data, args.split, system.needs(training=False), tokenizer, training=False)
     loader = make_loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers, shuffle=False)

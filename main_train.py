@@ -11,7 +11,7 @@ from data.prepare import make_dataset, open_data
 from data.studies import card_text
 from knowledge import from_scratch
 from knowledge.diagnose import diagnose_studies, optional_parts
-from models import SYSTEMS, system_module
+from models import SYSTEMS
 from modules import processes
 from modules.artefact import write_atomic
 from modules.checkpoint import load_checkpoint
@@ -29,7 +29,7 @@ from modules.trainer import SUMS, Trainer, monitor_parts
 
 def read_flags(argv):
     """The flags of this run; with --resume those of the run that goes on, typed ones win."""
-    args = parse(argv, "train", systems=tuple(SYSTEMS))
+    args = parse(argv, "train", systems=SYSTEMS)
     if args.resume is None:
         return args
     record = Path(args.resume or args.save_dir)
@@ -37,7 +37,7 @@ def read_flags(argv):
     if not record.is_file():
         raise InputError(f"--resume: no run in {record.parent}; the folder is chosen by --save_dir")
     first = json.loads(record.read_text(encoding="utf-8"))["flags"]
-    resumed = parse(argv, "train", systems=tuple(SYSTEMS), carried={k: v for k, v in first.items() if k != "resume"})
+    resumed = parse(argv, "train", systems=SYSTEMS, carried={k: v for k, v in first.items() if k != "resume"})
     resumed.save_dir = str(record.parent)
     return resumed
 
@@ -50,9 +50,9 @@ def main(argv=None) -> None:
     Precision(args.precision, device)  # refuses what the device cannot do, before anything is built
     if args.from_scratch and not args.dry_run and args.resume is None:
         args = processes.from_first(lambda: from_scratch.prepare(args))
-    module, problems = system_module(args.model), Problems()
-    inputs = {"train": module.inputs(args, training=True), "val": module.inputs(args, training=False)}
-    module.check(args, problems, training=True)
+    kind, problems = SYSTEMS[args.model], Problems()
+    inputs = {"train": kind.inputs(args, training=True), "val": kind.inputs(args, training=False)}
+    kind.check(args, problems, training=True)
     DecodingSettings.from_flags(args)  # refuses what does not go together
     problems.check(
         not (args.resume is not None and args.load), "--resume continues, --load starts anew: give one of the two"
@@ -75,8 +75,8 @@ def main(argv=None) -> None:
     diagnosed = [split for split, names in inputs.items() if "diagnosis" in names]
     if diagnosed:
         diagnose_studies(args, data, diagnosed, device)
-    tokenizer = module.make_tokenizer(data.corpora["train"], args)
-    shared = {"data": data, "tokenizer": tokenizer, "module": module, "device": device}
+    tokenizer = kind.make_tokenizer(data.corpora["train"], args)
+    shared = {"data": data, "tokenizer": tokenizer, "kind": kind, "device": device}
     with Meteor() as meteor:
         reason = processes.from_first(meteor.check)
         if reason:
@@ -88,15 +88,14 @@ def main(argv=None) -> None:
 
 def train_rounds(args, folder: Path, log, **shared) -> None:
     """One training, or of a system that distils a teacher and N students, the best so far teaching the next."""
-    module = shared["module"]
-    rounds, teacher = module.rounds(args) if hasattr(module, "rounds") else (0, None)
+    rounds, teacher = shared["kind"].rounds(args)
     if not rounds:
         train_round(args, folder, log, teacher=teacher, **shared)
         return
     best, best_value = None, None
     for number in range(rounds + 1):  # round 0 has no teacher: it becomes one
         log.write("round", round=number, teacher=str(best))
-        round_args = module.teacher_flags(args) if number == 0 else copy.copy(args)
+        round_args = shared["kind"].teacher_flags(args) if number == 0 else copy.copy(args)
         round_args.resume = "" if (folder / f"round_{number}" / "last.pt").is_file() else None
         path, value = train_round(round_args, folder / f"round_{number}", log, teacher=best, **shared)
         if best_value is None or (value is not None and value > best_value):
@@ -105,14 +104,14 @@ def train_rounds(args, folder: Path, log, **shared) -> None:
     log.write("rounds", best=str(best), value=best_value)
 
 
-def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, device, meteor):
+def train_round(args, folder: Path, log, *, teacher, data, tokenizer, kind, device, meteor):
     """One training into `folder`; returns its best checkpoint and the monitored value."""
     folder.mkdir(parents=True, exist_ok=True)
     seed_everything(args.seed, args.deterministic)
-    system = module.build(args, tokenizer)
-    module.load_pretrained(system, args)
+    system = kind.build(args, tokenizer)
+    system.load_pretrained(args)
     if teacher:
-        module.attach_teacher(system, args, tokenizer, teacher)
+        system.attach_teacher(args, tokenizer, teacher)
     trained = sum(p.numel() for group in system.parameter_groups().values() for p in group)
     log.write("system", model=args.model, words=tokenizer.vocab_size, trained_parameters=trained, teacher=str(teacher))
 
@@ -140,7 +139,7 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, de
         "tokenizer": tokenizer.state_dict(),
         "data": data.card,
         "oracle": data.oracle,
-        "parts": {**module.parts(system), **optional_parts(args, module.inputs(args, training=False))},
+        "parts": {**system.parts(), **optional_parts(args, kind.inputs(args, training=False))},
     }
     trainer = Trainer(
         system,
@@ -160,7 +159,7 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, module, de
         carried=carried,
     )
     if args.load:
-        module.load_start(system, load_checkpoint(args.load), args.load, args)
+        system.load_start(load_checkpoint(args.load), args.load)
     if args.resume is not None:
         path = Path(args.resume) if args.resume.endswith(".pt") else folder / "last.pt"
         if path.is_file():

@@ -22,6 +22,7 @@ from data.batches import StudyDataset
 from data.image_cache import open_cache
 from data.images import Augmentation
 from data.studies import read_annotation
+from models import SYSTEMS
 from modules.flags import parse
 from modules.nets.adm import apply_mask
 
@@ -74,7 +75,7 @@ def main() -> None:
     add_shared(parser)
     args = parser.parse_args()
     words = ["--dataset_name", args.dataset_name] + (["--data_dir", args.data_dir] if args.data_dir else [])
-    flags = parse(words, "train", systems=("ekagen",))
+    flags = parse(words, "train", systems=SYSTEMS)
     studies = read_annotation(flags.ann_path)["train"][: args.studies]
     paths = [path for study in studies for path in study.images[: flags.max_views]]
     needs = {"images", "masked_images"} if args.masks else {"images"}

@@ -22,7 +22,7 @@ from benchmarks.measure import report
 from data.batches import make_loader
 from data.miniature_set.text import sample
 from data.prepare import make_dataset, open_data
-from models import SYSTEMS, system_module
+from models import SYSTEMS
 from modules.errors import Problems
 from modules.flags import parse
 from modules.scoring.predictions import R2GenReferences
@@ -72,11 +72,11 @@ def start_up(args) -> tuple[dict[str, float], object]:
         taken[name] = time.perf_counter() - mark
         mark = time.perf_counter()
 
-    module, problems = system_module(args.model), Problems()
+    kind, problems = SYSTEMS[args.model], Problems()
     data = open_data(args, {"train": set(), "val": set()}, problems, training=True)
     problems.stop_if_any()
     lap("annotation, checks, words of the reports")
-    tokenizer = module.make_tokenizer(data.corpora["train"], args)
+    tokenizer = kind.make_tokenizer(data.corpora["train"], args)
     lap("vocabulary")
     training = make_dataset(args, data, "train", {"images", "tokens"}, tokenizer, training=True)
     make_dataset(args, data, "val", {"images"}, tokenizer, training=False)
@@ -105,7 +105,7 @@ def main() -> None:
     generate(folder)
     words = ["--dataset_name", "mimic_cxr", "--data_dir", str(folder), "--knowledge_dir", str(folder / "knowledge"),
              "--no-iek", "--no-adm", "--no-gid", "--image_size", "64"]  # fmt: skip
-    flags = parse(words, "train", systems=tuple(SYSTEMS))
+    flags = parse(words, "train", systems=SYSTEMS)
     rows = []
     for turn in ("first time", "again"):
         taken, training = start_up(flags)

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.measure import add_shared, device_of, flops, interleaved, matrix_peak, peak_memory, ratio, report
 from benchmarks.published_size import Naive, batch_of, system
+from models.ekagen import Teacher
 
 
 def measure(args) -> list[tuple[str, float, str]]:
@@ -50,7 +51,7 @@ def measure(args) -> list[tuple[str, float, str]]:
         torch.nn.utils.clip_grad_norm_(parameters, 0.1)
         optimizer.step()
 
-    student.set_teacher(teacher)
+    student.teacher = Teacher(teacher)
     parts = {"ours": ours, "student, forward and backward": student_alone, "teacher, forward": teacher_alone, "naive": published}
     taken = interleaved(parts, args.repeats, device)
     step = statistics.median(taken["ours"])

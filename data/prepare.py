@@ -214,7 +214,9 @@ def _read_labels(args, flag: str, data: RunData, splits, problems: Problems) -> 
 
 def make_dataset(args, data: RunData, split: str, needs: set[str], tokenizer, *, training: bool) -> StudyDataset:
     """The dataset of one split with the fields a system needs."""
-    rule = {"theta": args.theta, "gamma": args.gamma, "beta": args.beta}
+    rule = None
+    if data.masks is not None:
+        rule = MaskRule(data.masks, theta=args.theta, gamma=args.gamma, beta=args.beta)
     return StudyDataset(
         data.studies[split],
         args.image_dir,
@@ -226,7 +228,7 @@ def make_dataset(args, data: RunData, split: str, needs: set[str], tokenizer, *,
         seed=args.seed,
         tokens=data.corpora[split].padded(tokenizer, args.max_seq_length + 1) if "tokens" in needs else None,
         tables=data.tables,
-        mask_rule=None if data.masks is None else MaskRule(data.masks, **rule),
+        mask_rule=rule,
         cache=data.caches.get(split),
         scene_graphs=data.scene_graphs,
     )

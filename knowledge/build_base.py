@@ -16,13 +16,13 @@ import torch
 from tqdm import tqdm
 
 from data.studies import read_annotation
-from models import SYSTEMS, system_module
-from models.ekagen import Embedding
+from models import SYSTEMS
 from modules.artefact import built_already, read_manifest, sha256, write_built
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.errors import InputError, entry
 from modules.flags import Parser, parse
 from modules.nets.knowledge_base import KnowledgeBase, embed
+from modules.nets.transformer import Embedding
 from modules.safe_pickle import load_pickle
 from modules.text.labels import CHEXPERT_14, NO_FINDING, read_label_table
 from modules.text.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ def embedding_layer(args, tokenizer: Tokenizer) -> tuple[dict, str]:
         state = (
             content["model"]
             if is_ours(content)
-            else system_module(args.model).released_state(content.get("model", content))
+            else SYSTEMS[args.model].released_state(content.get("model", content))
         )
         names = {"word": "word.weight", "position": "position.weight", "weight": "norm.weight", "bias": "norm.bias"}
         layer = {name: state[f"embedding.{key}"] for name, key in names.items()}
@@ -117,7 +117,7 @@ def make_base(args, flags) -> KnowledgeBase:
             f"{args.labels} lacks {len(missing)} training studies, such as {missing[:3]}; --skip_broken leaves them out"
         )
     studies = [study for study in studies if study.id in table]
-    tokenizer = system_module(flags.model).make_tokenizer([study.report for study in studies], flags)
+    tokenizer = SYSTEMS[flags.model].make_tokenizer([study.report for study in studies], flags)
     flags.seed, flags.embedding = args.seed, args.embedding
     layer, source = embedding_layer(flags, tokenizer)
     # words without marks: position t of the decoder predicts word t, so the expert's word t stands beside it
@@ -191,7 +191,7 @@ def read_flags(argv):
     own.add_argument("--overwrite", action="store_true", help="replace a base that was built from other inputs")
     own.add_argument("--skip_broken", action="store_true", help="leave training studies without labels out")
     args, rest = parser.parse_known_args(argv)
-    flags = parse(rest, "train", systems=tuple(SYSTEMS))
+    flags = parse(rest, "train", systems=SYSTEMS)
     args.seed = flags.seed
     args.labels = args.labels or str(Path(flags.knowledge_dir) / "labels.csv")
     args.out = args.out or flags.knowledge_path

@@ -194,7 +194,8 @@ def read_flags(argv):
     own.add_argument("--out", help="where the prototypes go [<knowledge_dir>/prototypes.pt]")
     own.add_argument("--overwrite", action="store_true", help="replace prototypes that were built from other inputs")
     args, rest = parser.parse_known_args(argv)
-    flags = parse(["--model", "xpronet", "--no-image_cache", *rest], "train", systems=tuple(SYSTEMS))  # read once
+    reader = next(name for name, kind in SYSTEMS.items() if any(flag.name == "prototypes" for flag in kind.flags))
+    flags = parse(["--model", reader, "--no-image_cache", *rest], "train", systems=SYSTEMS)  # images are read once
     args.out = args.out or flags.prototypes
     return args, flags
 

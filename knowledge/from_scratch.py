@@ -16,7 +16,7 @@ from knowledge import (
     train_adm_classifier,
     train_diagnosisbot,
 )
-from models import system_module
+from models import SYSTEMS
 
 PLACES = ("dataset_name", "data_dir", "ann_path", "image_dir", "knowledge_dir")
 CHECKS = ("image_check", "num_workers", "device")
@@ -42,8 +42,8 @@ def words(args, names: tuple[str, ...], **more) -> list[str]:
 def steps(args) -> list[tuple[str, object, list[str]]]:
     """(what it makes, the command's main, its words), in order: what the system reads with these flags, no more."""
     folder, labels = Path(args.knowledge_dir), args.labels_path
-    module = system_module(args.model)
-    reads = module.inputs(args, training=True) | module.inputs(args, training=False)
+    kind = SYSTEMS[args.model]
+    reads = kind.inputs(args, training=True) | kind.inputs(args, training=False)
     weights = {
         "weights_dir": args.weights_dir,
         "offline": args.offline,

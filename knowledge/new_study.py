@@ -16,7 +16,7 @@ from modules.text.tokenizer import Tokenizer
 
 
 @torch.no_grad()
-def report_new_study(args, content: dict, module, decoding, precision, device) -> dict:
+def report_new_study(args, content: dict, kind, decoding, precision, device) -> dict:
     """Print (and return) report, diagnosis with probabilities and expert report of the images of --image."""
     if not is_ours(content):
         raise InputError(
@@ -25,8 +25,8 @@ def report_new_study(args, content: dict, module, decoding, precision, device) -
         )
     parts = content["parts"]
     tokenizer = Tokenizer.from_state_dict(content["tokenizer"])
-    system = module.build(args, tokenizer, parts)
-    module.load_start(system, content, args.load, args)
+    system = kind.build(args, tokenizer, parts)
+    system.load_start(content, args.load)
     system = system.to(device).eval()
     originals = [open_image(path) for path in args.image]
     if len(originals) > args.max_views:

@@ -1,28 +1,30 @@
-"""The published systems. A new one is one file beside this and one row here.
+"""The published systems. A new one is a file beside this and a row here (models/system.py says what it gives)."""
 
-A system's module gives these functions:
-    inputs(args, training=...)            what a run reads beside images and reports: of "masks", "diagnosis", "labels" the
-                                          data, of "knowledge", "prototypes" the file; training=False: the studies written for
-    check(args, problems, training=..., carried=...)   note what is missing or wrong before anything is built
-    make_tokenizer(reports, args)         the system's vocabulary from the training reports
-    build(args, tokenizer, parts=None)    the system (an nn.Module, see CONTRIBUTING.md) with random weights
-    load_pretrained(system, args)         start what begins from pretrained weights or a file
-    load_start(system, content, source, args)   weights of a checkpoint of ours or of the authors
-    released_state(state)                 the authors' state_dict -> ours, every key accounted for
-    parts(system)                         what a checkpoint holds beside the weights
-One that distils also gives rounds(args), teacher_flags(args) and attach_teacher(system, args, tokenizer, path).
-"""
-
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 
-SYSTEMS = {
-    "ekagen": "models.ekagen",
-    "r2gen": "models.r2gen",
-    "r2gencmn": "models.r2gencmn",
-    "xpronet": "models.xpronet",
+from models.system import System
+
+_CLASSES = {
+    "ekagen": "EKAGen",
+    "r2gen": "R2Gen",
+    "r2gencmn": "R2GenCMN",
+    "xpronet": "XProNet",
 }
 
 
-def system_module(name: str):
-    """The module of a system, imported on demand."""
-    return import_module(SYSTEMS[name])
+class Systems(Mapping[str, type[System]]):
+    """--model -> class, from models/<name>.py; a file is imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> type[System]:
+        title = _CLASSES[name]  # KeyError for a system that is not in the table
+        return getattr(import_module(f"models.{name}"), title)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_CLASSES)
+
+    def __len__(self) -> int:
+        return len(_CLASSES)
+
+
+SYSTEMS = Systems()

@@ -13,53 +13,69 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from modules.checkpoint import is_ours, load_checkpoint, load_released, load_weights, rename_keys
+from models.system import System
+from modules.checkpoint import is_ours, load_checkpoint, load_weights, rename_keys
 from modules.errors import InputError, Problems
+from modules.flags import TRAIN, Flag, fraction, natural, not_negative, positive_float
 from modules.nets.knowledge_base import KnowledgeBase, load_knowledge
-from modules.nets.pretrained import load_backbone, weights_problem
-from modules.nets.transformer import DecoderLayer, EncoderLayer, Linear, WordCache, causal_mask, sine_positions, watched
+from modules.nets.transformer import (
+    DecoderLayer,
+    Embedding,
+    EncoderLayer,
+    Linear,
+    WordCache,
+    causal_mask,
+    sine_positions,
+    start_small,
+)
 from modules.nets.visual_extractor import VisualExtractor
 from modules.text.labels import CHEXPERT_14
 from modules.text.tokenizer import Tokenizer
 
 STRIPPED_WORDS = json.loads((Path(__file__).parent / "ekagen_stripped_words.json").read_text(encoding="utf-8"))
 VIEW_FIELD = {"complete": "images", "masked": "masked_images"}
+VIEWS = tuple(VIEW_FIELD)
+VIEW_PRESETS = {  # the released training gives the teacher the masked image; the paper's figure the student
+    "paper": {"teacher_view": "complete", "student_view": "masked", "eval_view": "masked"},
+    "released": {"teacher_view": "masked", "student_view": "complete", "eval_view": "masked"},
+}
 
-
-def start_small(part: nn.Module) -> None:
-    """Every matrix of the transformer starts xavier-uniform, as DETR's: word and position codes stay small beside content."""
-    for parameter in part.parameters():
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
-
-
-class Embedding(nn.Module):
-    """Words with learned positions: ids [B, L] -> [B, L, D]; LayerNorm with BERT's eps 1e-12."""
-
-    def __init__(self, vocab_size: int, positions: int, width: int, dropout: float) -> None:
-        super().__init__()
-        self.word, self.position = nn.Embedding(vocab_size, width), nn.Embedding(positions, width)
-        self.norm = nn.LayerNorm(width, eps=1e-12)
-        self.dropout = nn.Dropout(dropout)
-        start_small(self)
-
-    def forward(self, ids: torch.Tensor, at: int = 0) -> torch.Tensor:
-        places = self.position.weight[at : at + ids.shape[1]]
-        return self.dropout(self.norm(self.word(ids) + places))
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The layer's parameters by the names of modules.nets.knowledge_base.embed."""
-        return {
-            "word": self.word.weight.detach(),
-            "position": self.position.weight.detach(),
-            "weight": self.norm.weight.detach(),
-            "bias": self.norm.bias.detach(),
-        }
-
-    def take(self, layer: dict[str, torch.Tensor]) -> None:
-        """Start from the embedding layer that made a knowledge base."""
-        for name, value in self.tensors().items():
-            value.copy_(layer[name])
+# fmt: off
+FLAGS = (
+    Flag("knowledge", "adm_masks", str, None, "ADM masks: our packed store or the authors' tree of .npy files "
+         "[<knowledge_dir>/adm_masks, else <data_dir>/images300_array]", keep="path"),
+    Flag("knowledge", "adm_classifier", str, None, "ADM classifier, put into the checkpoint so that a new image can be masked "
+         "[<knowledge_dir>/adm_classifier.pt]", file="adm_classifier.pt"),
+    Flag("knowledge", "knowledge_path", str, None, "knowledge base: ours or the authors' knowledge_prompt_*.pkl "
+         "[<knowledge_dir>/base.pt]", file="base.pt"),
+    Flag("knowledge", "adm_backbone", str, None, "with --from_scratch: network of the ADM classifier "
+         "[resnet34, on miniature efficientnet_lite0]", of=TRAIN),
+    Flag("ekagen", "adm", bool, True, "use the masked image (off: complete images everywhere)", keep="default"),
+    Flag("ekagen", "iek", bool, True, "use the knowledge aligner (off: plain decoder)", keep="shape"),
+    Flag("ekagen", "gid", bool, True, "distil from a frozen teacher", keep="default"),
+    Flag("ekagen", "theta", fraction, 0.4, "a mask is used when its mean exceeds this", keep="default"),
+    Flag("ekagen", "gamma", not_negative, 0.4, "factor on the pixels outside the mask", keep="default"),
+    Flag("ekagen", "beta", not_negative, 1.0, "factor on the pixels inside the mask (1 as released)", keep="default"),
+    Flag("ekagen", "adm_rule", str, "released", "how a map becomes a mask: released (as the published masks) or cam (map > 0.6)",
+         keep="default", choices=("released", "cam")),
+    Flag("ekagen", "delta", not_negative, 0.01, "weight of the distillation loss", of=TRAIN, keep="default"),
+    Flag("ekagen", "temperature", positive_float, 4.0, "temperature of the distillation", of=TRAIN, keep="default"),
+    Flag("ekagen", "teacher", str, None, "teacher checkpoint: ours or the authors' *_t_model.pth", of=TRAIN),
+    Flag("ekagen", "gid_rounds", natural, 0, "train the teacher here: round 0 without distillation, then this many students",
+         of=TRAIN),
+    Flag("ekagen", "student_start", str, "fresh", "weights a student starts from: fresh (ImageNet and random), or its teacher's",
+         of=TRAIN, choices=("fresh", "teacher")),
+    Flag("ekagen", "view_preset", str, "paper", "which image goes where; sets the three flags below", keep="default",
+         choices=tuple(VIEW_PRESETS)),
+    Flag("ekagen", "teacher_view", str, None, "image the teacher sees [by --view_preset]", of=TRAIN, keep="default",
+         choices=VIEWS),
+    Flag("ekagen", "student_view", str, None, "image the student is trained on [by --view_preset]", of=TRAIN, keep="default",
+         choices=VIEWS),
+    Flag("ekagen", "eval_view", str, None, "image from which reports are generated [by --view_preset]", keep="default",
+         choices=VIEWS),
+)
+# fmt: on
+_BASE = "knowledge/released/knowledge_prompt_"
 
 
 class Aligner(nn.Module):
@@ -85,13 +101,39 @@ class Aligner(nn.Module):
         return F.linear(self.own(h), self.joint.weight[:, : h.shape[-1]]) + knowledge
 
 
-class EKAGen(nn.Module):
+class EKAGen(System):
     """The generator, with its knowledge base and, in training, its frozen teacher.
 
     knowledge: None = no aligner (--no-iek). teacher: an EKAGen that sees `teacher_view`; None = no distillation.
     Losses: "ce" (padding counted, as published) and "gid" = T^2 KL(teacher || student) / B, weighted by delta.
     """
 
+    title = "EKAGen"
+    flags = FLAGS
+    presets = {
+        "iu_xray": {"batch_size": 8},
+        "mimic_cxr": {
+            "batch_size": 32, "threshold": 10, "cleaning": "mimic_cxr", "reference_words": 99, "reference_threshold": 10,
+            "image_check": "quick", "num_workers": 8, "image_cache": False,
+        },
+        "miniature": {
+            "visual_extractor": "efficientnet_lite0", "image_size": 128, "d_model": 128, "d_ff": 512, "num_layers": 2,
+            "max_seq_length": 64, "max_gen_length": 63, "batch_size": 8, "epochs": 7, "lr_ve": 3e-4, "lr_ed": 1e-3,
+            "step_size": 5, "clip_norm": 1.0, "student_start": "teacher",
+        },
+    }  # fmt: skip
+    released_files = {
+        "iu_xray": {"diagnosisbot": "knowledge/released/diagnosisbot.pth", "knowledge_path": f"{_BASE}iu.pkl"},
+        "mimic_cxr": {"diagnosisbot": "knowledge/released/diagnosisbot.pth", "knowledge_path": f"{_BASE}mimic.pkl"},
+    }
+    released_key = "model"
+    sizes = (
+        ("vocabulary (ids; --ann_path, --threshold or --vocab_path decide it)", "head.2.weight", 0),
+        ("--d_model", "project.weight", 0),
+        ("--max_seq_length", "embedding.position.weight", 0),
+        ("--d_ff", "encoder.0.feed.linear1.weight", 0),
+        ("width of --visual_extractor", "project.weight", 1),
+    )
     padding, bos, eos = 0, 1, 2
 
     def __init__(
@@ -128,7 +170,7 @@ class EKAGen(nn.Module):
         self.student_view, self.teacher_view, self.eval_view = student_view, teacher_view, eval_view
         self.temperature = temperature
         self.loss_weights = {"ce": 1.0, "gid": delta}
-        self._teacher: list[EKAGen] = []  # in a list: not a submodule, so neither trained nor stored
+        self.teacher: Teacher | None = None
         for part in (self.encoder, self.decoder, self.aligners):
             if part is not None:
                 start_small(part)
@@ -136,19 +178,6 @@ class EKAGen(nn.Module):
             self.embedding.take(knowledge.layer())  # the base was embedded by this very layer
 
     # -- what the Trainer needs ------------------------------------------------------------------------------------
-
-    @property
-    def teacher(self) -> "EKAGen | None":
-        return self._teacher[0] if self._teacher else None
-
-    def set_teacher(self, teacher: "EKAGen | None") -> None:
-        """Freeze `teacher` and distil from it; None ends distillation."""
-        self._teacher = [] if teacher is None else [teacher.eval().requires_grad_(False)]
-
-    def _apply(self, function, recurse=True):
-        if self.teacher is not None:
-            self.teacher._apply(function, recurse)
-        return super()._apply(function, recurse)
 
     def needs(self, training: bool) -> set[str]:
         """Fields of Batch that are read."""
@@ -158,21 +187,13 @@ class EKAGen(nn.Module):
         fields = {VIEW_FIELD[view] for view in views} | ({"tokens"} if training else set())
         return fields | ({"diagnosis"} if self.knowledge is not None else set())
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trained parameters by group name; the trainer gives each group its learning rate."""
-        own = set(self.extractor.parameters())
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return {"extractor": [p for p in trained if p in own], "rest": [p for p in trained if p not in own]}
-
     def losses(self, batch) -> dict[str, torch.Tensor]:
         """Named scalars of one batch; the trainer sums them with `loss_weights`."""
         inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
         logits = self.logits(self.encode(batch, self.student_view), inputs).float()
         losses = {"ce": F.cross_entropy(logits.flatten(0, 1), targets.flatten())}
         if self.teacher is not None:
-            with torch.no_grad():
-                expert = self.teacher.logits(self.teacher.encode(batch, self.teacher_view), inputs).float()
-            losses["gid"] = distillation(logits, expert, self.temperature)
+            losses["gid"] = distillation(logits, self.teacher.logits(batch, self.teacher_view, inputs), self.temperature)
         return losses
 
     def remarks(self, batch) -> dict[str, list[str]]:
@@ -239,15 +260,6 @@ class EKAGen(nn.Module):
                 x = self.aligners[number](x, memory[f"knowledge.{number}"][:, :length])
         return self._words(x)
 
-    def attention(self, memory: dict, tokens: torch.Tensor) -> torch.Tensor:
-        """Where each token looks before the next word is chosen: tokens [B, L] -> [B, L, V, h, w], sums to 1 per token.
-
-        One teacher-forced pass, so it serves any report however it was written; mean over heads and layers.
-        """
-        with watched(layer.cross_attention for layer in self.decoder) as seen:
-            self.logits(memory, tokens)
-        return torch.stack(seen).mean(0).unflatten(-1, memory["outside"].shape[1:])
-
     def step(self, tokens: torch.Tensor, memory: dict, cache: WordCache | None) -> tuple[torch.Tensor, WordCache]:
         """The next word of each beam: tokens [B, K] (the last ones written) -> logits [B, K, vocabulary], cache."""
         studies, beams = tokens.shape
@@ -271,6 +283,119 @@ class EKAGen(nn.Module):
             x = F.relu(linear(x))
         return self.head[-1](x)
 
+    # -- building ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def settle(cls, values, typed, *, carried) -> None:
+        if "view_preset" in typed or not carried:
+            for name, view in VIEW_PRESETS[values["view_preset"]].items():
+                if name not in typed:
+                    values[name] = view
+        if values["adm_masks"] is None:
+            ours = Path(values["knowledge_dir"]) / "adm_masks"
+            values["adm_masks"] = str(ours if ours.is_dir() else Path(values["data_dir"]) / "images300_array")
+
+    @classmethod
+    def inputs(cls, args, *, training: bool) -> set[str]:
+        views = {args.eval_view, args.teacher_view if args.gid_rounds else args.eval_view}
+        masks = args.adm and (training or "masked" in views)
+        return ({"masks"} if masks else set()) | ({"diagnosis", "knowledge"} if args.iek else set())
+
+    @classmethod
+    def check(cls, args, problems: Problems, *, training: bool, carried: bool = False) -> None:
+        super().check(args, problems, training=training, carried=carried)
+        if args.iek and not carried:
+            how = "build it with python -m knowledge.build_base, or pass --no-iek"
+            problems.check(Path(args.knowledge_path).is_file(), f"--knowledge_path: no file {args.knowledge_path}; {how}")
+        problems.check(
+            args.d_model % (2 * args.num_heads) == 0, f"--d_model {args.d_model} must be an even multiple of --num_heads"
+        )
+        problems.check(
+            args.max_gen_length < args.max_seq_length,
+            f"--max_gen_length {args.max_gen_length} must be below --max_seq_length {args.max_seq_length}, "
+            "which counts BOS",
+        )
+        problems.check(
+            not (args.adm and args.augment.startswith("crop")),
+            f"--augment {args.augment} cuts every image on its own, which does not go with masked images: pass --no-adm",
+        )
+        if training:
+            problems.check(
+                not args.gid or args.teacher or args.gid_rounds,
+                "--gid distils from a teacher: give --teacher FILE, train one here with --gid_rounds 1, or pass --no-gid",
+            )
+            problems.check(not (args.teacher and args.gid_rounds), "--teacher and --gid_rounds: give one of the two")
+            problems.check(not args.teacher or Path(args.teacher).is_file(), f"--teacher {args.teacher}: no such file")
+
+    @classmethod
+    def make_tokenizer(cls, reports, args) -> Tokenizer:
+        """EKAGen's vocabulary; the released list of identifiers and clock times is left out. Marks: 0, 1, 2."""
+        if args.vocab_path:
+            return Tokenizer.from_file(args.vocab_path, cleaning=args.cleaning)
+        return Tokenizer.build(reports, cleaning=args.cleaning, threshold=args.threshold, strip=STRIPPED_WORDS)
+
+    @classmethod
+    def build(cls, args, tokenizer: Tokenizer, parts: dict | None = None) -> "EKAGen":
+        """The generator of the flags with random weights, and its knowledge base: from `parts` of a checkpoint, or read."""
+        knowledge = None
+        if args.iek and parts is not None:
+            knowledge = KnowledgeBase.from_state(parts["knowledge"])
+        elif args.iek:
+            shape = {"length": args.max_seq_length, "width": args.d_model}
+            knowledge = load_knowledge(args.knowledge_path, labels=CHEXPERT_14, **shape)
+        extractor = VisualExtractor(args.visual_extractor, freeze=args.extractor_freeze, dilate=args.dilate)
+        views = ("student_view", "teacher_view", "eval_view")
+        return cls(
+            extractor,
+            vocab_size=tokenizer.vocab_size,
+            width=args.d_model,
+            heads=args.num_heads,
+            inner=args.d_ff,
+            layers=args.num_layers,
+            positions=args.max_seq_length,
+            dropout=args.dropout,
+            knowledge=knowledge,
+            delta=args.delta,
+            temperature=args.temperature,
+            **{view: getattr(args, view) if args.adm else "complete" for view in views},
+        )
+
+    @classmethod
+    def rounds(cls, args) -> tuple[int, str | None]:
+        return args.gid_rounds, args.teacher if args.gid else None
+
+    @classmethod
+    def teacher_flags(cls, args):
+        """The flags of round 0 of distillation: the teacher-to-be is trained and chosen on the view that it will see."""
+        return argparse.Namespace(**{**vars(args), "student_view": args.teacher_view, "eval_view": args.teacher_view})
+
+    def attach_teacher(self, args, tokenizer: Tokenizer, path) -> None:
+        """Distil from the weights at `path`; with --student_start teacher it also starts from them."""
+        teacher = load_teacher(args, tokenizer, path)
+        if args.student_start == "teacher":
+            load_weights(self, teacher.state_dict(), f"--student_start teacher: {path}")
+        self.teacher = Teacher(teacher)
+
+    def parts(self) -> dict:
+        return {} if self.knowledge is None else {"knowledge": self.knowledge.state()}
+
+    @classmethod
+    def released_state(cls, state: dict) -> dict:
+        return rename_keys(state, RULES, cls.title)
+
+
+class Teacher:
+    """A frozen EKAGen that gives the soft targets of GID. Not a module: it is neither trained nor stored with the student."""
+
+    def __init__(self, system: EKAGen) -> None:
+        self.system = system.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def logits(self, batch, view: str, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [B, L, W] for tokens [B, L], the teacher looking at `view`; on the device of the tokens."""
+        system = self.system.to(tokens.device)
+        return system.logits(system.encode(batch, view), tokens).float()
+
 
 def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """GID's soft-target loss: T^2 KL(teacher || student), summed over positions and words, divided by B.
@@ -286,115 +411,12 @@ def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: floa
     return temperature**2 * soft / len(student)
 
 
-# -- building ----------------------------------------------------------------------------------------------------------
-
-
-def check(args, problems: Problems, *, training: bool, carried: bool = False) -> None:
-    """Everything about this system that would fail later. Files are only looked for here.
-
-    carried: the weights are a checkpoint of ours, which brings its knowledge base.
-    """
-    if args.iek and not carried:
-        how = "build it with python -m knowledge.build_base, or pass --no-iek"
-        problems.check(Path(args.knowledge_path).is_file(), f"--knowledge_path: no file {args.knowledge_path}; {how}")
-    problems.check(
-        args.d_model % (2 * args.num_heads) == 0, f"--d_model {args.d_model} must be an even multiple of --num_heads"
-    )
-    problems.check(
-        args.max_gen_length < args.max_seq_length,
-        f"--max_gen_length {args.max_gen_length} must be below --max_seq_length {args.max_seq_length}, "
-        "which counts BOS",
-    )
-    problems.check(
-        not (args.adm and args.augment.startswith("crop")),
-        f"--augment {args.augment} cuts every image on its own, which does not go with masked images: pass --no-adm",
-    )
-    if training:
-        text = weights_problem(args.visual_extractor, args.extractor_weights, args.weights_dir, args.offline)
-        problems.check(text is None, text or "")
-        problems.check(
-            not args.gid or args.teacher or args.gid_rounds,
-            "--gid distils from a teacher: give --teacher FILE, train one here with --gid_rounds 1, or pass --no-gid",
-        )
-        problems.check(not (args.teacher and args.gid_rounds), "--teacher and --gid_rounds: give one of the two")
-        problems.check(not args.teacher or Path(args.teacher).is_file(), f"--teacher {args.teacher}: no such file")
-
-
-def make_tokenizer(reports, args) -> Tokenizer:
-    """EKAGen's vocabulary; the released list of identifiers and clock times is left out. Marks: 0, 1, 2."""
-    if args.vocab_path:
-        return Tokenizer.from_file(args.vocab_path, cleaning=args.cleaning)
-    return Tokenizer.build(reports, cleaning=args.cleaning, threshold=args.threshold, strip=STRIPPED_WORDS)
-
-
-def build(args, tokenizer: Tokenizer, parts: dict | None = None) -> EKAGen:
-    """The generator of the flags with random weights, and its knowledge base: from `parts` of a checkpoint, or read."""
-    knowledge = None
-    if args.iek and parts is not None:
-        knowledge = KnowledgeBase.from_state(parts["knowledge"])
-    elif args.iek:
-        shape = {"length": args.max_seq_length, "width": args.d_model}
-        knowledge = load_knowledge(args.knowledge_path, labels=CHEXPERT_14, **shape)
-    extractor = VisualExtractor(args.visual_extractor, freeze=args.extractor_freeze, dilate=args.dilate)
-    views = ("student_view", "teacher_view", "eval_view")
-    return EKAGen(
-        extractor,
-        vocab_size=tokenizer.vocab_size,
-        width=args.d_model,
-        heads=args.num_heads,
-        inner=args.d_ff,
-        layers=args.num_layers,
-        positions=args.max_seq_length,
-        dropout=args.dropout,
-        knowledge=knowledge,
-        delta=args.delta,
-        temperature=args.temperature,
-        **{view: getattr(args, view) if args.adm else "complete" for view in views},
-    )
-
-
-def inputs(args, *, training: bool) -> set[str]:
-    """What a run reads beside images and reports; training=False: what the studies that are written for must bring."""
-    views = {args.eval_view, args.teacher_view if args.gid_rounds else args.eval_view}
-    masks = args.adm and (training or "masked" in views)
-    return ({"masks"} if masks else set()) | ({"diagnosis", "knowledge"} if args.iek else set())
-
-
-def rounds(args) -> tuple[int, str | None]:
-    """Students to be distilled one after another, else the file of the teacher or None."""
-    return args.gid_rounds, args.teacher if args.gid else None
-
-
-def teacher_flags(args):
-    """The flags of round 0 of distillation: the teacher-to-be is trained and chosen on the view that it will see."""
-    return argparse.Namespace(**{**vars(args), "student_view": args.teacher_view, "eval_view": args.teacher_view})
-
-
-def parts(system: EKAGen) -> dict:
-    """What a checkpoint holds beside the weights."""
-    return {} if system.knowledge is None else {"knowledge": system.knowledge.state()}
-
-
-def load_pretrained(system: EKAGen, args) -> None:
-    """Start the visual extractor from its pretrained weights."""
-    where = {"weights_dir": args.weights_dir, "offline": args.offline}
-    load_backbone(system.extractor.body, args.visual_extractor, args.extractor_weights, **where)
-
-
-def attach_teacher(system: EKAGen, args, tokenizer: Tokenizer, path) -> None:
-    """Distil `system` from the weights at `path`; with --student_start teacher it also starts from them."""
-    teacher = load_teacher(args, tokenizer, path)
-    if args.student_start == "teacher":
-        load_weights(system, teacher.state_dict(), f"--student_start teacher: {path}")
-    system.set_teacher(teacher)
-
-
 def load_teacher(args, tokenizer: Tokenizer, path) -> EKAGen:
     """A teacher for this run: a checkpoint of ours or the authors' *_t_model.pth; same words, any size of ours."""
     content = load_checkpoint(path)
     if not is_ours(content):
-        teacher = build(args, tokenizer)
-        load_start(teacher, content, str(path), args)
+        teacher = EKAGen.build(args, tokenizer)
+        teacher.load_start(content, str(path))
         return teacher
     theirs = Tokenizer.from_state_dict(content["tokenizer"])
     if theirs.words != tokenizer.words:
@@ -407,7 +429,7 @@ def load_teacher(args, tokenizer: Tokenizer, path) -> EKAGen:
             f"teacher {path} has {content['flags']['max_seq_length']} positions, this run {args.max_seq_length}"
         )
     views = {name: getattr(args, name) for name in ("teacher_view", "adm")}
-    teacher = build(argparse.Namespace(**{**vars(args), **content["flags"], **views}), theirs, content["parts"])
+    teacher = EKAGen.build(argparse.Namespace(**{**vars(args), **content["flags"], **views}), theirs, content["parts"])
     load_weights(teacher, content["model"], f"teacher {path}")
     return teacher
 
@@ -430,26 +452,4 @@ RULES = tuple(
         (r"^transformer\.decoder\.fc3\.(\d+)\.(.+)$", r"aligners.\1.joint.\2"),
         (r"^mlp\.layers\.(\d+)\.(.+)$", r"head.\1.\2"),
     )
-)
-
-
-def released_state(state: dict) -> dict:
-    """The authors' state_dict -> ours. Every key must have a rule, and no two may meet; InputError else."""
-    return rename_keys(state, RULES, "EKAGen")
-
-
-def load_start(system: EKAGen, content: dict, source: str, args) -> None:
-    """Weights to test or to start from: a checkpoint of ours or a file of the authors."""
-    if is_ours(content):
-        load_weights(system, content["model"], source)
-    else:
-        load_released(system, released_state(content.get("model", content)), source, SIZES)
-
-
-SIZES = (  # what a user can name -> the tensor and axis that shows it
-    ("vocabulary (ids; --ann_path, --threshold or --vocab_path decide it)", "head.2.weight", 0),
-    ("--d_model", "project.weight", 0),
-    ("--max_seq_length", "embedding.position.weight", 0),
-    ("--d_ff", "encoder.0.feed.linear1.weight", 0),
-    ("width of --visual_extractor", "project.weight", 1),
 )

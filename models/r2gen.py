@@ -9,18 +9,21 @@ from functools import partial
 import torch
 from torch import nn
 
-from modules.nets.captioner import Captioner, Norm, start_matrices
-from modules.nets.captioner_build import (
-    captioner_settings,
-    check_captioner,
-    load_captioner,
-    load_pretrained,
-    make_tokenizer,
-    released_layout,
-)
+from models.family import FamilySystem, captioner_settings, family_presets
+from modules.flags import Flag, positive_int
+from modules.nets.captioner import Norm, start_matrices
 from modules.nets.transformer import Attention
 
-__all__ = ["build", "check", "inputs", "load_pretrained", "load_start", "make_tokenizer", "parts", "released_state"]
+# fmt: off
+FLAGS = (
+    Flag("r2gen", "relational_memory", bool, True, "drive the decoder by a relational memory (off: plain transformer, the "
+         "paper's base)", keep="shape"),
+    Flag("r2gen", "mcln", bool, True, "memory-driven conditional layer norm (off: the memory joins the output layer's input)",
+         keep="shape"),
+    Flag("r2gen", "rm_num_slots", positive_int, 3, "slots of the relational memory", keep="shape"),
+)
+# fmt: on
+_GATES = {"gamma": "scale", "beta": "shift"}
 
 
 def two_layers(inside: int, width: int) -> list[nn.Module]:
@@ -79,8 +82,26 @@ class ConditionalNorm(Norm):
         return (self.weight + self.scale(state)) * self.normed(x) + self.bias + self.shift(state)
 
 
-class R2Gen(Captioner):
+class R2Gen(FamilySystem):
     """relational_memory=False: a plain transformer (the paper's base); mcln=False: the memory joins the output layer's input."""
+
+    title = "R2Gen"
+    flags = (*FamilySystem.flags, *FLAGS)
+    presets = family_presets(
+        iu={"lr_ve": 5e-5, "lr_ed": 1e-4, "step_size": 50, "lr_gamma": 0.1, "clip_value": 0.1, "seed": 9223},
+        mimic={"step_size": 1, "lr_gamma": 0.8, "seed": 456789},
+        miniature={},
+    )
+    rules = (
+        (r"^encoder_decoder\.model\.rm\.attn\.(.+)$", r"relational.attention.\1"),
+        (r"^encoder_decoder\.model\.rm\.mlp\.(.+)$", r"relational.mlp.\1"),
+        (r"^encoder_decoder\.model\.rm\.W\.(.+)$", r"relational.word_gates.\1"),
+        (r"^encoder_decoder\.model\.rm\.U\.(.+)$", r"relational.slot_gates.\1"),
+        (
+            r"^encoder_decoder\.model\.decoder\.layers\.(\d+)\.sublayer\.(\d)\.norm\.mlp_(gamma|beta)\.(.+)$",
+            lambda m: f"decoder.{m[1]}.norm{int(m[2]) + 1}.{_GATES[m[3]]}.{m[4]}",
+        ),
+    )
 
     def __init__(self, *, slots: int = 3, relational_memory: bool = True, mcln: bool = True, width: int, heads: int,
                  dropout: float, **settings) -> None:  # fmt: skip
@@ -108,44 +129,7 @@ class R2Gen(Captioner):
     def say(self, x, condition):
         return self.head(torch.cat([x, *condition], -1) if condition and not self.conditional else x)
 
-
-def check(args, problems, *, training: bool, carried: bool = False) -> None:
-    """What would fail later."""
-    check_captioner(args, problems, training=training)
-
-
-def inputs(args, *, training: bool) -> set[str]:
-    """Nothing beside images and reports."""
-    return set()
-
-
-def build(args, tokenizer, parts=None) -> R2Gen:
-    """The generator of the flags with random weights."""
-    memory = {"slots": args.rm_num_slots, "relational_memory": args.relational_memory, "mcln": args.mcln}
-    return R2Gen(**memory, **captioner_settings(args, tokenizer))
-
-
-def parts(system) -> dict:
-    """What a checkpoint holds beside the weights."""
-    return {}
-
-
-def released_state(state: dict) -> dict:
-    """The authors' state_dict -> ours."""
-    changed = {"gamma": "scale", "beta": "shift"}
-    own = (
-        (r"^encoder_decoder\.model\.rm\.attn\.(.+)$", r"relational.attention.\1"),
-        (r"^encoder_decoder\.model\.rm\.mlp\.(.+)$", r"relational.mlp.\1"),
-        (r"^encoder_decoder\.model\.rm\.W\.(.+)$", r"relational.word_gates.\1"),
-        (r"^encoder_decoder\.model\.rm\.U\.(.+)$", r"relational.slot_gates.\1"),
-        (
-            r"^encoder_decoder\.model\.decoder\.layers\.(\d+)\.sublayer\.(\d)\.norm\.mlp_(gamma|beta)\.(.+)$",
-            lambda m: f"decoder.{m[1]}.norm{int(m[2]) + 1}.{changed[m[3]]}.{m[4]}",
-        ),
-    )
-    return released_layout(state, own, "R2Gen")
-
-
-def load_start(system, content: dict, source: str, args) -> None:
-    """Weights to test or to start from: ours or the authors'."""
-    load_captioner(system, content, source, released_state)
+    @classmethod
+    def build(cls, args, tokenizer, parts=None) -> "R2Gen":
+        memory = {"slots": args.rm_num_slots, "relational_memory": args.relational_memory, "mcln": args.mcln}
+        return cls(**memory, **captioner_settings(args, tokenizer))

@@ -9,22 +9,28 @@ import math
 import torch
 from torch import nn
 
-from modules.nets.captioner import Captioner, start_matrices
-from modules.nets.captioner_build import (
-    captioner_settings,
-    check_captioner,
-    load_captioner,
-    load_pretrained,
-    make_tokenizer,
-    released_layout,
-)
+from models.family import NOAM, TOPK, FamilySystem, captioner_settings, family_presets
+from modules.flags import Flag, natural
+from modules.nets.captioner import start_matrices
 from modules.nets.memory import MemoryResponse
 
-__all__ = ["build", "check", "inputs", "load_pretrained", "load_start", "make_tokenizer", "parts", "released_state"]
+MEM_SIZE = Flag("memory", "mem_size", natural, 2048, "rows of the memory matrix, 0 = no memory (the paper's base)", keep="shape")
 
 
-class R2GenCMN(Captioner):
+class R2GenCMN(FamilySystem):
     """x + response(x) for patches and words, from one matrix [M, D]; mem_size 0 = no memory (the paper's base)."""
+
+    title = "R2GenCMN"
+    flags = (*FamilySystem.flags, MEM_SIZE, TOPK)
+    presets = family_presets(
+        iu={**NOAM, "lr_ve": 1e-4, "lr_ed": 5e-4, "step_size": 10, "seed": 7580},
+        mimic={"step_size": 3, "seed": 9153},
+        miniature={"mem_size": 256, "topk": 16},
+    )
+    rules = (  # the memory's layers stand twice in the released file
+        (r"^encoder_decoder\.memory_matrix$", "memory"),
+        (r"^encoder_decoder\.(?:model\.)?cmn\.(.+)$", r"respond.\1"),
+    )
 
     def __init__(self, *, mem_size: int = 2048, topk: int = 32, width: int, heads: int, dropout: float, **settings):
         super().__init__(width=width, heads=heads, dropout=dropout, **settings)
@@ -43,38 +49,12 @@ class R2GenCMN(Captioner):
     def read_words(self, words, memory, bank):
         return words + self.respond(words, *bank) if bank else words
 
+    @classmethod
+    def check(cls, args, problems, *, training, carried=False) -> None:
+        super().check(args, problems, training=training, carried=carried)
+        text = f"--topk {args.topk} exceeds --mem_size {args.mem_size}"
+        problems.check(args.mem_size == 0 or args.topk <= args.mem_size, text)
 
-def check(args, problems, *, training: bool, carried: bool = False) -> None:
-    """What would fail later."""
-    check_captioner(args, problems, training=training)
-    text = f"--topk {args.topk} exceeds --mem_size {args.mem_size}"
-    problems.check(args.mem_size == 0 or args.topk <= args.mem_size, text)
-
-
-def inputs(args, *, training: bool) -> set[str]:
-    """Nothing beside images and reports."""
-    return set()
-
-
-def build(args, tokenizer, parts=None) -> R2GenCMN:
-    """The generator of the flags with random weights."""
-    return R2GenCMN(mem_size=args.mem_size, topk=args.topk, **captioner_settings(args, tokenizer))
-
-
-def parts(system) -> dict:
-    """What a checkpoint holds beside the weights."""
-    return {}
-
-
-def released_state(state: dict) -> dict:
-    """The authors' state_dict -> ours; the memory's layers stand in it twice."""
-    own = (
-        (r"^encoder_decoder\.memory_matrix$", "memory"),
-        (r"^encoder_decoder\.(?:model\.)?cmn\.(.+)$", r"respond.\1"),
-    )
-    return released_layout(state, own, "R2GenCMN")
-
-
-def load_start(system, content: dict, source: str, args) -> None:
-    """Weights to test or to start from: ours or the authors'."""
-    load_captioner(system, content, source, released_state)
+    @classmethod
+    def build(cls, args, tokenizer, parts=None) -> "R2GenCMN":
+        return cls(mem_size=args.mem_size, topk=args.topk, **captioner_settings(args, tokenizer))

@@ -10,36 +10,64 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.family import NOAM, TOPK, FamilySystem, captioner_settings, family_presets
 from modules.errors import InputError
-from modules.nets import captioner_build
-from modules.nets.captioner import Captioner, start_matrices
-from modules.nets.captioner_build import (
-    captioner_settings,
-    check_captioner,
-    load_captioner,
-    make_tokenizer,
-    released_layout,
-)
+from modules.flags import TRAIN, Flag, fraction, natural, not_negative, positive_int
+from modules.nets.captioner import start_matrices
 from modules.nets.memory import MemoryResponse
 from modules.safe_pickle import load_pickle
 from modules.text.labels import CHEXPERT_14, NO_FINDING
 
-__all__ = ["build", "check", "inputs", "load_pretrained", "load_start", "make_tokenizer", "parts", "released_state"]
+# fmt: off
+FLAGS = (
+    Flag("xpronet", "prototypes", str, None, "prototypes: a file of ours or the authors', random, or none (no prototypes, no "
+         "contrastive losses) [<knowledge_dir>/prototypes.pt]", of=TRAIN, keep="default", file="prototypes.pt"),
+    Flag("xpronet", "num_prototypes", positive_int, 20, "prototypes per label", keep="shape"),
+    Flag("xpronet", "d_txt_ebd", positive_int, 768, "text columns of a prototype", keep="shape"),
+    Flag("xpronet", "d_img_ebd", natural, 0, "image columns of a prototype, 0 = as wide as the patches of --visual_extractor",
+         keep="shape"),
+    Flag("xpronet", "img_con", not_negative, 1.0, "weight of the contrastive loss of the patches' responses, 0 = off", of=TRAIN,
+         keep="default"),
+    Flag("xpronet", "txt_con", not_negative, 0.1, "weight of the contrastive loss of the words' responses, 0 = off", of=TRAIN,
+         keep="default"),
+    Flag("xpronet", "con_margin", fraction, 0.4, "margin: pairs without a common label are penalised above this cosine", of=TRAIN,
+         keep="default"),
+)
+# fmt: on
 
-# The order of the authors' labels, which their files do not state: that of CheXbert's output, from which they come.
+# The order of the authors' labels, which their files do not state: that of CheXbert's output (checked: in the labels
+# file that they ship every column is most like its name here).
 RELEASED_LABELS = (
     "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
     "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices", "No Finding",
 )  # fmt: skip
 
 
-class XProNet(Captioner):
+class XProNet(FamilySystem):
     """Patches and words are fused with what the prototypes of the study's labels respond.
 
     Losses: "ce", "img_con" and "txt_con" (contrastive, of the mean responses of patches and of words). A study without a
     positive label counts as No Finding. prototypes=False: none of this, a plain transformer. eval_labels: field of Batch
     that holds the labels in evaluation ("diagnosis": predicted; "labels": those of the reports, an oracle).
     """
+
+    title = "XProNet"
+    flags = (*FamilySystem.flags, TOPK, *FLAGS)
+    presets = family_presets(
+        iu={
+            **NOAM, "augment": "crop", "topk": 15, "epochs": 30, "lr_ve": 1e-3, "lr_ed": 2e-3, "step_size": 10, "seed": 7580,
+            "drop_last": True, "monitor_metric": "r2gen/xsum",
+        },
+        mimic={"batch_size": 64, "lr_ve": 5e-5, "lr_ed": 1e-4, "step_size": 3, "precision": "fp16"},
+        miniature={},
+    )  # fmt: skip
+    rules = (  # the memory's layers stand twice in the released file
+        (r"^encoder_decoder\.protypes$", "prototypes"),
+        (r"^encoder_decoder\.dim_reduction\.(.+)$", r"reduce.\1"),
+        (r"^encoder_decoder\.fuse_feature\.(.+)$", r"fuse_patches.\1"),
+        (r"^encoder_decoder\.model\.fuse_feature\.(.+)$", r"fuse_words.\1"),
+        (r"^encoder_decoder\.(?:model\.)?cmn\.(.+)$", r"respond.\1"),
+    )
 
     def __init__(self, *, prototypes: bool = True, per_label: int = 20, text: int = 768, image: int = 0, topk: int = 15,
                  img_con: float = 1.0, txt_con: float = 0.1, margin: float = 0.4, eval_labels: str = "diagnosis",
@@ -116,6 +144,66 @@ class XProNet(Captioner):
         rows = self.labels(batch).tolist()
         return {"labels": ["|".join(name for name, bit in zip(CHEXPERT_14, row) if bit) for row in rows]}
 
+    @classmethod
+    def check(cls, args, problems, *, training: bool, carried: bool = False) -> None:
+        """What would fail later; a prototypes file is looked into, since only its shape tells whether it fits."""
+        super().check(args, problems, training=training, carried=carried)
+        if args.prototypes == "none":
+            return
+        text = f"--topk {args.topk} exceeds --num_prototypes {args.num_prototypes}: a study with one label has no more"
+        problems.check(args.topk <= args.num_prototypes, text)
+        if training and args.prototypes != "random":
+            how = "build it with python -m knowledge.build_prototypes, pass --from_scratch, or start from --prototypes random"
+            if problems.check(Path(args.prototypes).is_file(), f"--prototypes: no file {args.prototypes}; {how}"):
+                try:
+                    read_prototypes(args.prototypes)
+                except InputError as error:
+                    problems.add(str(error))
+
+    @classmethod
+    def inputs(cls, args, *, training: bool) -> set[str]:
+        """Labels: those of the training reports; for other studies predicted ones or, with --oracle_labels, their reports'."""
+        if args.prototypes == "none":
+            return set()
+        if training:
+            return {"labels"} | ({"prototypes"} if args.prototypes != "random" else set())
+        return {"labels"} if args.oracle_labels and not args.diagnosis_path else {"diagnosis"}
+
+    @classmethod
+    def build(cls, args, tokenizer, parts=None) -> "XProNet":
+        return cls(
+            prototypes=args.prototypes != "none",
+            per_label=args.num_prototypes,
+            text=args.d_txt_ebd,
+            image=args.d_img_ebd,
+            topk=args.topk,
+            img_con=args.img_con,
+            txt_con=args.txt_con,
+            margin=args.con_margin,
+            eval_labels="labels" if "labels" in cls.inputs(args, training=False) else "diagnosis",
+            **captioner_settings(args, tokenizer),
+        )
+
+    def load_pretrained(self, args) -> None:
+        """Start the visual extractor from its pretrained weights and the prototypes from their file."""
+        super().load_pretrained(args)
+        if args.prototypes in ("none", "random"):
+            return
+        rows = read_prototypes(args.prototypes)
+        if rows.shape != self.prototypes.shape:
+            raise InputError(
+                f"--prototypes {args.prototypes} has {list(rows.shape)}, this run {list(self.prototypes.shape)} "
+                "(14 x --num_prototypes, --d_txt_ebd + --d_img_ebd): build it for this --visual_extractor"
+            )
+        self.prototypes.data.copy_(rows)
+
+    @classmethod
+    def released_state(cls, state: dict) -> dict:
+        renamed = super().released_state(state)
+        if "prototypes" in renamed:
+            renamed["prototypes"] = in_our_order(renamed["prototypes"])
+        return renamed
+
 
 def mean_of(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Mean over the real positions: x [B, P, D], mask bool [B, 1, 1, P] or None -> [B, D]."""
@@ -140,25 +228,6 @@ def contrastive_loss(features: torch.Tensor, labels: torch.Tensor, margin: float
     return torch.where(common > 0, (target - cosine).relu(), (cosine - margin).relu()).sum() / len(labels) ** 2
 
 
-# -- building ----------------------------------------------------------------------------------------------------------
-
-
-def check(args, problems, *, training: bool, carried: bool = False) -> None:
-    """What would fail later; a prototypes file is looked into, since only its shape tells whether it fits."""
-    check_captioner(args, problems, training=training)
-    if args.prototypes == "none":
-        return
-    text = f"--topk {args.topk} exceeds --num_prototypes {args.num_prototypes}: a study with one label has no more"
-    problems.check(args.topk <= args.num_prototypes, text)
-    if training and args.prototypes != "random":
-        how = "build it with python -m knowledge.build_prototypes, pass --from_scratch, or start from --prototypes random"
-        if problems.check(Path(args.prototypes).is_file(), f"--prototypes: no file {args.prototypes}; {how}"):
-            try:
-                read_prototypes(args.prototypes)
-            except InputError as error:
-                problems.add(str(error))
-
-
 def read_prototypes(path) -> torch.Tensor:
     """[K * n, columns] in the order of CHEXPERT_14, from a file of ours or the authors' bare tensor; InputError else."""
     content = load_pickle(path)
@@ -175,67 +244,3 @@ def in_our_order(rows: torch.Tensor) -> torch.Tensor:
     """Rows by the authors' labels [K * n, columns] -> by ours."""
     places = [RELEASED_LABELS.index(label) for label in CHEXPERT_14]
     return rows.unflatten(0, (len(places), -1))[places].flatten(0, 1)
-
-
-def inputs(args, *, training: bool) -> set[str]:
-    """Labels: those of the training reports; for other studies predicted ones or, with --oracle_labels, their reports'."""
-    if args.prototypes == "none":
-        return set()
-    if training:
-        return {"labels"} | ({"prototypes"} if args.prototypes != "random" else set())
-    return {"labels"} if args.oracle_labels and not args.diagnosis_path else {"diagnosis"}
-
-
-def build(args, tokenizer, parts=None) -> XProNet:
-    """The generator of the flags with random weights."""
-    return XProNet(
-        prototypes=args.prototypes != "none",
-        per_label=args.num_prototypes,
-        text=args.d_txt_ebd,
-        image=args.d_img_ebd,
-        topk=args.topk,
-        img_con=args.img_con,
-        txt_con=args.txt_con,
-        margin=args.con_margin,
-        eval_labels="labels" if "labels" in inputs(args, training=False) else "diagnosis",
-        **captioner_settings(args, tokenizer),
-    )
-
-
-def load_pretrained(system: XProNet, args) -> None:
-    """Start the visual extractor from its pretrained weights and the prototypes from their file."""
-    captioner_build.load_pretrained(system, args)
-    if args.prototypes in ("none", "random"):
-        return
-    rows = read_prototypes(args.prototypes)
-    if rows.shape != system.prototypes.shape:
-        raise InputError(
-            f"--prototypes {args.prototypes} has {list(rows.shape)}, this run {list(system.prototypes.shape)} "
-            "(14 x --num_prototypes, --d_txt_ebd + --d_img_ebd): build it for this --visual_extractor"
-        )
-    system.prototypes.data.copy_(rows)
-
-
-def parts(system) -> dict:
-    """What a checkpoint holds beside the weights."""
-    return {}
-
-
-def released_state(state: dict) -> dict:
-    """The authors' state_dict -> ours; the memory's layers stand in it twice, and the labels in another order."""
-    own = (
-        (r"^encoder_decoder\.protypes$", "prototypes"),
-        (r"^encoder_decoder\.dim_reduction\.(.+)$", r"reduce.\1"),
-        (r"^encoder_decoder\.fuse_feature\.(.+)$", r"fuse_patches.\1"),
-        (r"^encoder_decoder\.model\.fuse_feature\.(.+)$", r"fuse_words.\1"),
-        (r"^encoder_decoder\.(?:model\.)?cmn\.(.+)$", r"respond.\1"),
-    )
-    renamed = released_layout(state, own, "XProNet")
-    if "prototypes" in renamed:
-        renamed["prototypes"] = in_our_order(renamed["prototypes"])
-    return renamed
-
-
-def load_start(system, content: dict, source: str, args) -> None:
-    """Weights to test or to start from: ours or the authors'."""
-    load_captioner(system, content, source, released_state)

@@ -1,13 +1,14 @@
-"""The one table of flags. A row is a flag; a preset carries the numbers of a (model, data set); a typed flag wins.
+"""The flags that every run has, and their parser. A system brings flags of its own and presets (models/system.py).
 
-`parse` reads the command line in two stages: --model and --dataset_name choose the preset, the preset sets defaults,
-what was typed overrides them. A checkpoint carries the flags it was trained with: they are the defaults of a test, and
+`parse` reads the command line in two stages: --model and --dataset_name choose the system's preset, the preset sets
+defaults, what was typed overrides them. A checkpoint carries the flags it was trained with: they are the defaults of a test, and
 those that fix the shape of the weights cannot be changed any more.
 """
 
 import argparse
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +58,7 @@ class Flag:
 
     kind: a function from text to value, or bool (gets a --no- form). keep: "shape" = stored in the checkpoint and fixed
     by the weights, "default" = stored in the checkpoint and the default of a test, "path" = the same, unless the test
-    names another data set, "" = belongs to one command only. systems: those that read it, () = all; typed with another
-    one it is refused.
+    names another data set, "" = belongs to one command only. file: of an artefact, its name below --knowledge_dir where none is typed.
     """
 
     group: str
@@ -70,21 +70,15 @@ class Flag:
     keep: str = ""
     choices: tuple = ()
     nargs: str = ""
-    systems: tuple = ()
+    file: str = ""
 
 
-VIEWS = ("complete", "masked")
-VIEW_PRESETS = {  # the released training gives the teacher the masked image; the paper's figure the student
-    "paper": {"teacher_view": "complete", "student_view": "masked", "eval_view": "masked"},
-    "released": {"teacher_view": "masked", "student_view": "complete", "eval_view": "masked"},
-}
 AUGMENTATIONS = ("aligned", "released", "crop", "crop_flip", "rotate", "none")
-EKAGEN, R2GENCMN, R2GEN, XPRONET = (("ekagen",), ("r2gencmn",), ("r2gen",), ("xpronet",))
 EXTRACTORS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "efficientnet_lite0")
 
 # fmt: off
 FLAGS = (
-    Flag("run", "model", str, "ekagen", "system to train or test", keep="shape"),
+    Flag("run", "model", str, None, "system to train or test [the first of the table in models/__init__.py]", keep="shape"),
     Flag("run", "dataset_name", str, "iu_xray", "data set, chooses paths and defaults; custom: any set in R2Gen's annotation format", keep="default", choices=("iu_xray", "mimic_cxr", "miniature", "custom")),
     Flag("run", "save_dir", str, None, "results folder of this run [results/<model>_<dataset_name>]"),
     Flag("run", "seed", natural, 42, "seed of weights, order, augmentation and dropout"),
@@ -114,48 +108,16 @@ FLAGS = (
     Flag("data", "vocab_path", str, None, "JSON word list to use instead of the one counted in the training reports"),
 
     Flag("knowledge", "diagnosis_path", str, None, "CSV of diagnoses by study id (columns: id and the 14 labels), instead of a DiagnosisBot", keep="path"),
-    Flag("knowledge", "diagnosisbot", str, None, "DiagnosisBot: ours or the authors' diagnosisbot.pth [<knowledge_dir>/diagnosisbot.pt]"),
+    Flag("knowledge", "diagnosisbot", str, None, "DiagnosisBot: ours or the authors' diagnosisbot.pth [<knowledge_dir>/diagnosisbot.pt]", file="diagnosisbot.pt"),
     Flag("knowledge", "knowledge_dir", str, None, "folder of the data set's artefacts [knowledge/<dataset_name>]", keep="path"),
     Flag("knowledge", "oracle_labels", bool, False, "allow diagnoses made from the reports of the split that is scored; marked as oracle in every table"),
-    Flag("knowledge", "adm_masks", str, None, "ADM masks: our packed store or the authors' tree of .npy files [<knowledge_dir>/adm_masks, else <data_dir>/images300_array]", keep="path", systems=EKAGEN),
-    Flag("knowledge", "adm_classifier", str, None, "ADM classifier, put into the checkpoint so that a new image can be masked [<knowledge_dir>/adm_classifier.pt]", systems=EKAGEN),
-    Flag("knowledge", "knowledge_path", str, None, "knowledge base: ours or the authors' knowledge_prompt_*.pkl [<knowledge_dir>/base.pt]", systems=EKAGEN),
 
     Flag("knowledge", "from_scratch", bool, False, "first build what the system reads and is missing: labels, DiagnosisBot, ADM masks, knowledge base, prototypes", of=TRAIN),
-    Flag("knowledge", "labels_path", str, None, "labels of the reports (CSV by column name) instead of our labeler's [<knowledge_dir>/labels.csv]", keep="path"),
+    Flag("knowledge", "labels_path", str, None, "labels of the reports (CSV by column name) instead of our labeler's [<knowledge_dir>/labels.csv]", keep="path", file="labels.csv"),
     Flag("knowledge", "bot_backbone", str, None, "with --from_scratch: network of the DiagnosisBot [swin_t, on miniature efficientnet_lite0]", of=TRAIN),
-    Flag("knowledge", "adm_backbone", str, None, "with --from_scratch: network of the ADM classifier [resnet34, on miniature efficientnet_lite0]", of=TRAIN, systems=EKAGEN),
     Flag("knowledge", "bot_weights", str, None, "with --from_scratch: where both start: imagenet, none, or a weight file [imagenet]", of=TRAIN),
 
-    Flag("ekagen", "adm", bool, True, "use the masked image (off: complete images everywhere)", keep="default", systems=EKAGEN),
-    Flag("ekagen", "iek", bool, True, "use the knowledge aligner (off: plain decoder)", keep="shape", systems=EKAGEN),
-    Flag("ekagen", "gid", bool, True, "distil from a frozen teacher", keep="default", systems=EKAGEN),
-    Flag("ekagen", "theta", fraction, 0.4, "a mask is used when its mean exceeds this", keep="default", systems=EKAGEN),
-    Flag("ekagen", "gamma", not_negative, 0.4, "factor on the pixels outside the mask", keep="default", systems=EKAGEN),
-    Flag("ekagen", "beta", not_negative, 1.0, "factor on the pixels inside the mask (1 as released)", keep="default", systems=EKAGEN),
-    Flag("ekagen", "adm_rule", str, "released", "how a map becomes a mask: released (as the published masks) or cam (map > 0.6)", keep="default", choices=("released", "cam"), systems=EKAGEN),
-    Flag("ekagen", "delta", not_negative, 0.01, "weight of the distillation loss", of=TRAIN, keep="default", systems=EKAGEN),
-    Flag("ekagen", "temperature", positive_float, 4.0, "temperature of the distillation", of=TRAIN, keep="default", systems=EKAGEN),
-    Flag("ekagen", "teacher", str, None, "teacher checkpoint: ours or the authors' *_t_model.pth", of=TRAIN, systems=EKAGEN),
-    Flag("ekagen", "gid_rounds", natural, 0, "train the teacher here: round 0 without distillation, then this many students", of=TRAIN, systems=EKAGEN),
-    Flag("ekagen", "student_start", str, "fresh", "weights a student starts from: fresh (ImageNet and random), or its teacher's", of=TRAIN, choices=("fresh", "teacher"), systems=EKAGEN),
-    Flag("ekagen", "view_preset", str, "paper", "which image goes where; sets the three flags below", keep="default", choices=tuple(VIEW_PRESETS), systems=EKAGEN),
-    Flag("ekagen", "teacher_view", str, None, "image the teacher sees [by --view_preset]", of=TRAIN, keep="default", choices=VIEWS, systems=EKAGEN),
-    Flag("ekagen", "student_view", str, None, "image the student is trained on [by --view_preset]", of=TRAIN, keep="default", choices=VIEWS, systems=EKAGEN),
-    Flag("ekagen", "eval_view", str, None, "image used when writing reports [by --view_preset]", keep="default", choices=VIEWS, systems=EKAGEN),
 
-    Flag("r2gencmn", "mem_size", natural, 2048, "rows of the memory matrix, 0 = no memory (the paper's base)", keep="shape", systems=R2GENCMN),
-    Flag("r2gencmn, xpronet", "topk", positive_int, 32, "memory rows that answer a query, per head", keep="default", systems=R2GENCMN + XPRONET),
-    Flag("r2gen", "relational_memory", bool, True, "drive the decoder by a relational memory (off: plain transformer, the paper's base)", keep="shape", systems=R2GEN),
-    Flag("r2gen", "mcln", bool, True, "memory-driven conditional layer norm (off: the memory joins the output layer's input)", keep="shape", systems=R2GEN),
-    Flag("r2gen", "rm_num_slots", positive_int, 3, "slots of the relational memory", keep="shape", systems=R2GEN),
-    Flag("xpronet", "prototypes", str, None, "prototypes: a file of ours or the authors', random, or none (no prototypes, no contrastive losses) [<knowledge_dir>/prototypes.pt]", of=TRAIN, keep="default", systems=XPRONET),
-    Flag("xpronet", "num_prototypes", positive_int, 20, "prototypes per label", keep="shape", systems=XPRONET),
-    Flag("xpronet", "d_txt_ebd", positive_int, 768, "text columns of a prototype", keep="shape", systems=XPRONET),
-    Flag("xpronet", "d_img_ebd", natural, 0, "image columns of a prototype, 0 = as wide as the patches of --visual_extractor", keep="shape", systems=XPRONET),
-    Flag("xpronet", "img_con", not_negative, 1.0, "weight of the contrastive loss of the patches' responses, 0 = off", of=TRAIN, keep="default", systems=XPRONET),
-    Flag("xpronet", "txt_con", not_negative, 0.1, "weight of the contrastive loss of the words' responses, 0 = off", of=TRAIN, keep="default", systems=XPRONET),
-    Flag("xpronet", "con_margin", fraction, 0.4, "cosine that studies without a common label may have unpunished", of=TRAIN, keep="default", systems=XPRONET),
 
     Flag("generator", "visual_extractor", str, "resnet101", "backbone", keep="shape", choices=EXTRACTORS),
     Flag("generator", "extractor_weights", str, "imagenet", "imagenet, none (random, said in a warning), or a weight file", of=TRAIN),
@@ -166,7 +128,6 @@ FLAGS = (
     Flag("generator", "d_ff", positive_int, 2048, "width of the feed-forward layers", keep="shape"),
     Flag("generator", "num_layers", positive_int, 6, "layers of encoder and decoder each", keep="shape"),
     Flag("generator", "dropout", fraction, 0.1, "dropout of the transformer", of=TRAIN, keep="default"),
-    Flag("generator", "feature_dropout", fraction, 0.5, "dropout of the projected patches", of=TRAIN, keep="default", systems=R2GENCMN + R2GEN + XPRONET),
 
     Flag("training", "batch_size", positive_int, 8, "studies per step, over all processes and --accumulate"),
     Flag("training", "compile", bool, False, "compile the training step: minutes at the start; measure whether it pays (on CPUs it did not)", of=TRAIN),
@@ -222,92 +183,7 @@ FLAGS = (
 )
 # fmt: on
 
-# Numbers as published (systems' papers and released scripts); what is not named keeps the table's default.
-PRESETS: dict[tuple[str, str], dict] = {
-    ("ekagen", "iu_xray"): {"batch_size": 8},
-    ("ekagen", "mimic_cxr"): {
-        "batch_size": 32, "threshold": 10, "cleaning": "mimic_cxr", "reference_words": 99, "reference_threshold": 10,
-        "image_check": "quick", "num_workers": 8, "image_cache": False,
-    },
-    ("ekagen", "miniature"): {
-        "visual_extractor": "efficientnet_lite0", "image_size": 128, "d_model": 128, "d_ff": 512, "num_layers": 2,
-        "max_seq_length": 64, "max_gen_length": 63, "batch_size": 8, "epochs": 7, "lr_ve": 3e-4, "lr_ed": 1e-3,
-        "step_size": 5, "clip_norm": 1.0, "student_start": "teacher",
-    },
-    ("ekagen", "custom"): {},
-}  # fmt: skip
-
-# The family of R2Gen: what its systems share, what each has of its own, and what each data set changes.
-_FAMILY = {
-    "image_size": 224, "resize_filter": "bilinear", "augment": "crop_flip", "max_views": 2,
-    "visual_extractor": "resnet101", "extractor_freeze": "none", "dilate": False, "d_model": 512, "d_ff": 512, "num_layers": 3,
-    "max_seq_length": 60, "max_gen_length": 60, "beam_size": 3, "beam_search": "released", "block_trigrams": True,
-    "batch_size": 16, "epochs": 100, "optimizer": "adam", "amsgrad": True, "weight_decay": 5e-5, "lr_gamma": 0.8,
-    "clip_norm": 0.0, "monitor_metric": "r2gen/BLEU_4", "early_stop": 50,
-}  # fmt: skip
-_MIMIC = {
-    "max_views": 1, "max_seq_length": 100, "max_gen_length": 100, "threshold": 10, "cleaning": "mimic_cxr",
-    "reference_words": 99, "reference_threshold": 10, "epochs": 30, "image_check": "quick", "num_workers": 8,
-    "image_cache": False,
-}  # fmt: skip
-_MINIATURE = {  # reports that say left and right: no mirrors; one sentence for all has the best BLEU-4: chosen by CIDEr
-    "visual_extractor": "efficientnet_lite0", "image_size": 128, "augment": "crop", "d_model": 128, "d_ff": 256,
-    "num_heads": 4, "num_layers": 2, "feature_dropout": 0.1, "max_seq_length": 64, "max_gen_length": 64, "batch_size": 8,
-    "epochs": 8, "lr_ve": 3e-4, "lr_ed": 1e-3, "step_size": 6, "lr_gamma": 0.3, "clip_norm": 1.0, "clip_value": 0.0,
-    "extractor_freeze": "stem", "monitor_metric": "r2gen/CIDEr",
-}  # fmt: skip
-_CUSTOM = {"augment": "crop"}
-_NOAM = {"adam_beta2": 0.98, "adam_eps": 1e-9}
-_OWN = {
-    "r2gencmn": {
-        "iu_xray": {**_NOAM, "lr_ve": 1e-4, "lr_ed": 5e-4, "step_size": 10, "seed": 7580},
-        "mimic_cxr": {"step_size": 3, "seed": 9153},
-        "miniature": {"mem_size": 256, "topk": 16},
-    },
-    "r2gen": {
-        "iu_xray": {"lr_ve": 5e-5, "lr_ed": 1e-4, "step_size": 50, "lr_gamma": 0.1, "clip_value": 0.1, "seed": 9223},
-        "mimic_cxr": {"step_size": 1, "lr_gamma": 0.8, "seed": 456789},
-        "miniature": {},
-    },
-    "xpronet": {
-        "iu_xray": {
-            **_NOAM, "augment": "crop", "topk": 15, "epochs": 30, "lr_ve": 1e-3, "lr_ed": 2e-3, "step_size": 10, "seed": 7580,
-            "drop_last": True, "monitor_metric": "r2gen/xsum",
-        },
-        "mimic_cxr": {"batch_size": 64, "lr_ve": 5e-5, "lr_ed": 1e-4, "step_size": 3, "precision": "fp16"},
-        "miniature": {},
-    },
-}  # fmt: skip
-for _system, _own in _OWN.items():
-    _published = {**_FAMILY, **_own["iu_xray"]}
-    PRESETS[_system, "iu_xray"] = _published
-    PRESETS[_system, "mimic_cxr"] = {**_published, **_MIMIC, **_own["mimic_cxr"]}
-    PRESETS[_system, "miniature"] = {**_published, **_MINIATURE, **_own["miniature"]}
-    PRESETS[_system, "custom"] = {**_published, **_CUSTOM}
-
 OLD_NAMES = {"picture_check": "image_check", "picture_cache": "image_cache"}
-
-# Where our builders put the artefacts of a data set, below --knowledge_dir.
-ARTEFACTS = {
-    "diagnosisbot": "diagnosisbot.pt",
-    "adm_classifier": "adm_classifier.pt",
-    "knowledge_path": "base.pt",
-    "prototypes": "prototypes.pt",
-    "labels_path": "labels.csv",
-}
-
-# Where the authors' files are expected when --load is one of them and nothing else is typed.
-RELEASED_FILES: dict[tuple[str, str], dict] = {
-    ("ekagen", "iu_xray"): {
-        "diagnosisbot": "knowledge/released/diagnosisbot.pth",
-        "knowledge_path": "knowledge/released/knowledge_prompt_iu.pkl",
-    },
-    ("ekagen", "mimic_cxr"): {
-        "diagnosisbot": "knowledge/released/diagnosisbot.pth",
-        "knowledge_path": "knowledge/released/knowledge_prompt_mimic.pkl",
-    },
-}
-
 
 class Parser(argparse.ArgumentParser):
     """Exact flag names only; an unknown one is answered with the nearest names."""
@@ -346,11 +222,11 @@ def add_flag(group, flag: Flag) -> None:
         group.add_argument(f"--{old}", dest=flag.name, **(settings | {"help": argparse.SUPPRESS}))
 
 
-def build_parser(command: str) -> Parser:
+def build_parser(command: str, flags: tuple[Flag, ...]) -> Parser:
     """Parser of "train" or "test"; every default is suppressed, so that the result holds what was typed."""
     parser = Parser(prog=f"main_{command}.py", argument_default=argparse.SUPPRESS)
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for flag in FLAGS:
+    for flag in flags:
         if command in flag.of:
             if flag.group not in groups:
                 groups[flag.group] = parser.add_argument_group(flag.group)
@@ -358,65 +234,76 @@ def build_parser(command: str) -> Parser:
     return parser
 
 
-def parse(argv: list[str] | None, command: str, *, systems: tuple[str, ...], carried: dict | None = None):
+def parse(argv: list[str] | None, command: str, *, systems: Mapping, carried: dict | None = None) -> argparse.Namespace:
     """Resolve the flags of `command` ("train" or "test").
 
-    carried: flags stored in a checkpoint; they replace the presets as defaults, and a typed flag that would change the
-    shape of the weights raises InputError. Returns a namespace with every flag of the table (also those of the other
-    command, at their defaults), plus `typed`: the names that stood on the command line.
+    systems: the table from --model to class. carried: flags stored in a checkpoint; they replace the presets as defaults,
+    and a typed flag that would change the shape of the weights raises InputError. Returns a namespace with every flag of
+    every run and of the chosen system (also those of the other command, at their defaults), plus `typed`, the names that
+    stood on the command line, and `known`, the rows of these flags.
     """
-    typed = vars(build_parser(command).parse_args(argv))
-    values = {flag.name: flag.default for flag in FLAGS}
-    model = typed.get("model", (carried or values)["model"])
-    dataset = typed.get("dataset_name", (carried or values)["dataset_name"])
+    owners: dict[Flag, list[str]] = {}
+    for name, system in systems.items():
+        for flag in system.flags:
+            owners.setdefault(flag, []).append(name)
+    typed = vars(build_parser(command, (*FLAGS, *owners)).parse_args(argv))
+    model = typed.get("model", (carried or {}).get("model") or next(iter(systems)))
     if model not in systems:
         near = difflib.get_close_matches(model, systems, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"--model {model}: unknown, choose from {', '.join(sorted(systems))}{hint}")
-    foreign = [flag.name for flag in FLAGS if flag.name in typed and flag.systems and model not in flag.systems]
+    known = (*FLAGS, *systems[model].flags)
+    values = {flag.name: flag.default for flag in known} | {"model": model}
+    dataset = typed.get("dataset_name", (carried or values)["dataset_name"])
+    foreign = [f"--{flag.name} (read by {', '.join(names)})" for flag, names in owners.items()
+               if flag.name in typed and flag.name not in values]  # fmt: skip
     if foreign:
-        raise InputError(f"--{', --'.join(foreign)}: --model {model} does not read that; leave it out")
-    preset = PRESETS.get((model, dataset), {})
+        raise InputError(f"{', '.join(foreign)}: --model {model} does not read that; leave it out")
+    preset = systems[model].presets.get(dataset, {})
     unknown = sorted(set(preset) - set(values))
     if unknown:
         raise InputError(f"preset ({model}, {dataset}) sets unknown flags: {', '.join(unknown)}")
     values.update(preset)
     if carried:
-        fixed = {flag.name for flag in FLAGS if flag.keep == "shape"}
-        changed = [
-            f"--{name} {typed[name]}: the checkpoint was trained with {carried[name]}"
-            for name in sorted(fixed & set(typed) & set(carried))
-            if typed[name] != carried[name]
-        ]
-        if changed:
-            raise InputError("these flags are fixed by the weights, leave them out:\n  - " + "\n  - ".join(changed))
-        paths = {flag.name for flag in FLAGS if flag.keep == "path"}
-        moved = dataset != carried["dataset_name"] or "data_dir" in typed
-        values.update({k: v for k, v in carried.items() if k in values and not (moved and k in paths)})
+        values.update(_carried(known, values, carried, typed, moved=dataset != carried["dataset_name"]))
     values.update(typed)
-    if "view_preset" in typed or not carried:
-        for name, view in VIEW_PRESETS[values["view_preset"]].items():
-            if name not in typed:
-                values[name] = view
-    args = argparse.Namespace(**values, typed=frozenset(typed))
-    args.save_dir = args.save_dir or f"results/{args.model}_{args.dataset_name}"
-    args.data_dir = args.data_dir or f"data/{args.dataset_name}"
-    args.ann_path = args.ann_path or str(Path(args.data_dir) / "annotation.json")
-    args.image_dir = args.image_dir or str(Path(args.data_dir) / "images")
-    args.knowledge_dir = args.knowledge_dir or f"knowledge/{args.dataset_name}"
-    if args.adm_masks is None:
-        ours = Path(args.knowledge_dir) / "adm_masks"
-        args.adm_masks = str(ours if ours.is_dir() else Path(args.data_dir) / "images300_array")
-    for name, file in ARTEFACTS.items():
-        setattr(args, name, getattr(args, name) or str(Path(args.knowledge_dir) / file))
-    return args
+    _fill_paths(known, values)
+    systems[model].settle(values, set(typed), carried=bool(carried))
+    return argparse.Namespace(**values, typed=frozenset(typed), known=known)
 
 
-def kept_flags(args) -> dict:
+def _carried(known: tuple[Flag, ...], values: dict, carried: dict, typed: dict, *, moved: bool) -> dict:
+    """What a checkpoint's flags set; paths stay behind when the data have moved."""
+    fixed = {flag.name for flag in known if flag.keep == "shape"}
+    changed = [
+        f"--{name} {typed[name]}: the checkpoint was trained with {carried[name]}"
+        for name in sorted(fixed & set(typed) & set(carried))
+        if typed[name] != carried[name]
+    ]
+    if changed:
+        raise InputError("these flags are fixed by the weights, leave them out:\n  - " + "\n  - ".join(changed))
+    paths = {flag.name for flag in known if flag.keep == "path"}
+    moved = moved or "data_dir" in typed
+    return {name: value for name, value in carried.items() if name in values and not (moved and name in paths)}
+
+
+def _fill_paths(known: tuple[Flag, ...], values: dict) -> None:
+    """The places that follow from --dataset_name, --data_dir and --knowledge_dir, where none is given."""
+    values["save_dir"] = values["save_dir"] or f"results/{values['model']}_{values['dataset_name']}"
+    values["data_dir"] = values["data_dir"] or f"data/{values['dataset_name']}"
+    values["ann_path"] = values["ann_path"] or str(Path(values["data_dir"]) / "annotation.json")
+    values["image_dir"] = values["image_dir"] or str(Path(values["data_dir"]) / "images")
+    values["knowledge_dir"] = values["knowledge_dir"] or f"knowledge/{values['dataset_name']}"
+    for flag in known:
+        if flag.file:
+            values[flag.name] = values[flag.name] or str(Path(values["knowledge_dir"]) / flag.file)
+
+
+def kept_flags(args: argparse.Namespace) -> dict:
     """The flags a checkpoint carries: plain values by name."""
-    return {flag.name: getattr(args, flag.name) for flag in FLAGS if flag.keep}
+    return {flag.name: getattr(args, flag.name) for flag in args.known if flag.keep}
 
 
-def all_flags(args) -> dict:
+def all_flags(args: argparse.Namespace) -> dict:
     """Every resolved flag by name, for run.json."""
-    return {flag.name: getattr(args, flag.name) for flag in FLAGS}
+    return {flag.name: getattr(args, flag.name) for flag in args.known}

@@ -17,22 +17,6 @@ from modules.artefact import git_state, sha256, write_json
 from modules.errors import InputError
 from modules.flags import all_flags
 
-INPUT_FLAGS = (
-    "ann_path",
-    "diagnosis_path",
-    "diagnosisbot",
-    "adm_classifier",
-    "knowledge_path",
-    "labels_path",
-    "prototypes",
-    "teacher",
-    "vocab_path",
-    "load",
-    "reference",
-    "chexbert_path",
-    "chexbert_vocab",
-)
-
 
 def open_run(args, *, resume: bool) -> Path:
     """Create or reopen the folder of a training run. InputError when it holds another run already.
@@ -50,7 +34,7 @@ def open_run(args, *, resume: bool) -> Path:
 
 def describe_run(args, device: torch.device, **more) -> dict:
     """What a reader needs a year later: command, flags, versions, code state, device, hashes of the inputs."""
-    inputs = {name: getattr(args, name) for name in INPUT_FLAGS if getattr(args, name)}
+    values = {name: value for name, value in all_flags(args).items() if isinstance(value, str) and name != "resume"}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "command": sys.argv,
@@ -63,7 +47,7 @@ def describe_run(args, device: torch.device, **more) -> dict:
         },
         "device": f"{device.type}: {name}, {torch.get_num_threads()} threads",
         "inputs": {
-            flag: {"path": str(path), "sha256": sha256(path)} for flag, path in inputs.items() if Path(path).exists()
+            flag: {"path": value, "sha256": sha256(value)} for flag, value in values.items() if Path(value).is_file()
         },
         **more,
     }

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from data.batches import Batch
 from data.images import diagnosis_tensor
-from models import ekagen
+from models import SYSTEMS, ekagen
 from modules.checkpoint import load_checkpoint
 from modules.decoding import DecodingSettings, decode
 from modules.errors import InputError
@@ -37,14 +37,14 @@ def words() -> Tokenizer:
 
 
 def flags(folder, *more):
-    return parse(["--knowledge_path", str(folder / "knowledge_prompt_iu.pkl"), *more], "train", systems=("ekagen",))
+    return parse(["--knowledge_path", str(folder / "knowledge_prompt_iu.pkl"), *more], "train", systems=SYSTEMS)
 
 
 @pytest.fixture(scope="module")
 def system(released, words):
     args = flags(released)
-    system = ekagen.build(args, words)
-    ekagen.load_start(system, load_checkpoint(released / "iu_weight.pth"), "iu_weight.pth", args)
+    system = ekagen.EKAGen.build(args, words)
+    system.load_start(load_checkpoint(released / "iu_weight.pth"), "iu_weight.pth")
     return system.eval()
 
 
@@ -137,9 +137,9 @@ def test_four_training_steps(released, words, tmp_path):
         "--device",
         "cpu",
     )
-    system = ekagen.build(args, words)
-    ekagen.load_start(system, load_checkpoint(released / "iu_weight.pth"), "iu_weight.pth", args)
-    system.set_teacher(ekagen.load_teacher(args, words, args.teacher))
+    system = ekagen.EKAGen.build(args, words)
+    system.load_start(load_checkpoint(released / "iu_weight.pth"), "iu_weight.pth")
+    system.teacher = ekagen.Teacher(ekagen.load_teacher(args, words, args.teacher))
     system.train()
     trainer = Trainer(system, [], None, args=args, device=torch.device("cpu"), folder=tmp_path, log=None, carried={})
     assert sum(parameter.numel() for parameter in trainer.parameters) == facts["trainable"]
@@ -168,9 +168,9 @@ def test_misfits_are_explained_in_one_message(released, words, tmp_path):
     args = flags(released)
     fewer = Tokenizer(words.words[1:], cleaning="iu_xray")
     with pytest.raises(InputError, match=r"vocabulary.*the weights have 760, this run 759"):
-        ekagen.load_start(ekagen.build(args, fewer), load_checkpoint(released / "iu_weight.pth"), "iu_weight.pth", args)
+        ekagen.EKAGen.build(args, fewer).load_start(load_checkpoint(released / "iu_weight.pth"), "iu_weight.pth")
     with pytest.raises(InputError, match="128 positions x width 256.*this run has 128 x 128"):
-        ekagen.build(flags(released, "--d_model", "128"), words)
+        ekagen.EKAGen.build(flags(released, "--d_model", "128"), words)
     state = torch.load(released / "diagnosisbot.pth", weights_only=True)
     state["head.weight"] = state["head.weight"][:13]
     torch.save(state, tmp_path / "bot.pth")
@@ -179,7 +179,7 @@ def test_misfits_are_explained_in_one_message(released, words, tmp_path):
     content = load_checkpoint(released / "iu_weight.pth")
     content["model"]["surprise.weight"] = torch.zeros(1)
     with pytest.raises(InputError, match="surprise.weight"):
-        ekagen.load_start(ekagen.build(args, words), content, "iu_weight.pth", args)
+        ekagen.EKAGen.build(args, words).load_start(content, "iu_weight.pth")
 
 
 @pytest.mark.slow

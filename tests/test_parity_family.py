@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import SHARED
 
-from models import SYSTEMS, system_module, xpronet
+from models import SYSTEMS, xpronet
 from modules.checkpoint import load_checkpoint
 from modules.decoding import DecodingSettings, decode
 from modules.errors import InputError
@@ -28,17 +28,17 @@ def expected(name: str) -> dict:
 
 def flags(name: str, *more):
     words = ["--model", name, "--extractor_weights", "none", "--device", "cpu", *more]
-    return parse([*words, "--oracle_labels"] if name == "xpronet" else words, "train", systems=tuple(SYSTEMS))
+    return parse([*words, "--oracle_labels"] if name == "xpronet" else words, "train", systems=SYSTEMS)
 
 
 def released(name: str, folder, *more, training: bool = False):
     """The system with the weights of a released file, and its flags."""
     path = folder / f"{name}.pth"
     torch.save(family.released_content(name, training=training), path)
-    args, module = flags(name, *more), system_module(name)
+    args, kind = flags(name, *more), SYSTEMS[name]
     words = Tokenizer(sorted(family.WORDS), cleaning="iu_xray", padding=0, bos=0, eos=0)
-    system = module.build(args, words)
-    module.load_start(system, load_checkpoint(path), str(path), args)
+    system = kind.build(args, words)
+    system.load_start(load_checkpoint(path), str(path))
     path.unlink()
     return system.eval(), args
 
@@ -180,10 +180,10 @@ def test_batch_norm_sees_each_view_alone(tmp_path):
 
 def test_misfits_are_explained(tmp_path):
     content = family.released_content("r2gencmn", training=False)
-    module, args = system_module("r2gencmn"), flags("r2gencmn")
+    kind, args = SYSTEMS["r2gencmn"], flags("r2gencmn")
     fewer = Tokenizer(sorted(family.WORDS[1:]), cleaning="iu_xray", padding=0, bos=0, eos=0)
     with pytest.raises(InputError, match=r"vocabulary.*the weights have 761, this run 760"):
-        module.load_start(module.build(args, fewer), content, "model.pth", args)
+        kind.build(args, fewer).load_start(content, "model.pth")
     content["state_dict"]["encoder_decoder.model.cmn.linears.0.bias"] += 1  # the copy of a shared layer must be one
     with pytest.raises(InputError, match="not R2GenCMN's released layout: 1 unknown keys, such as .*cmn.linears.0.bias"):
-        module.released_state(content["state_dict"])
+        kind.released_state(content["state_dict"])

@@ -13,6 +13,7 @@ from conftest import ROOT, inputs, run
 from torch import nn
 
 from data.batches import Batch, StepShares
+from models import SYSTEMS
 from modules.checkpoint import load_checkpoint
 from modules.flags import parse
 from modules.trainer import Trainer
@@ -123,7 +124,7 @@ class Line(nn.Module):
 @pytest.mark.parametrize("more", [[], ["--compile"]])
 def test_accumulated_loss_is_that_of_the_step(tmp_path, more):
     """Parts with different numbers of words weigh by their words, a fill-in nothing."""
-    args = parse(["--dataset_name", "miniature", "--clip_norm", "0", *more], "train", systems=("ekagen",))
+    args = parse(["--dataset_name", "miniature", "--clip_norm", "0", *more], "train", systems=SYSTEMS)
     made = Trainer(Line(), None, None, args=args, device=torch.device("cpu"), folder=tmp_path, log=None, carried={})
     parts = [Batch(["a"], tokens=torch.tensor([[3, 0, 0]])), Batch(["b"], tokens=torch.tensor([[1, 2, 6]]))]
     values = made.update([*parts, Batch(["a"], tokens=torch.tensor([[9, 9, 9]]), fill=True)])

@@ -13,7 +13,7 @@ from data.prepare import make_dataset, open_data
 from knowledge.build_prototypes import cluster, kmeans, stand_in_text
 from knowledge.diagnose import diagnose_studies
 from knowledge.from_scratch import steps
-from models import SYSTEMS, system_module
+from models import SYSTEMS
 from modules.checkpoint import CheckpointWriter, load_checkpoint
 from modules.decoding import DecodingSettings, decode, generate_reports
 from modules.errors import InputError, Problems
@@ -42,22 +42,22 @@ def own_flags(name: str, mini) -> list[str]:
 
 def read(name: str, mini, *more):
     words = ["--model", name, "--dataset_name", "miniature", "--data_dir", str(mini / "data"), "--no-image_cache"]
-    return parse([*words, *TINY_MODEL, *own_flags(name, mini), *more], "train", systems=NAMES)
+    return parse([*words, *TINY_MODEL, *own_flags(name, mini), *more], "train", systems=SYSTEMS)
 
 
 def prepare(args, split: str = "train"):
     """The data, vocabulary, system and one loader of a run, as main_train.py makes them."""
-    module, problems = system_module(args.model), Problems()
-    module.check(args, problems, training=True)
-    inputs = {s: module.inputs(args, training=s == "train") for s in ("train", "val")}
+    kind, problems = SYSTEMS[args.model], Problems()
+    kind.check(args, problems, training=True)
+    inputs = {s: kind.inputs(args, training=s == "train") for s in ("train", "val")}
     data = open_data(args, inputs, problems)
     problems.stop_if_any()
     diagnosed = [s for s, names in inputs.items() if "diagnosis" in names]
     if diagnosed:
         diagnose_studies(args, data, diagnosed, torch.device("cpu"))
-    tokenizer = module.make_tokenizer([study.report for study in data.studies["train"]], args)
+    tokenizer = kind.make_tokenizer([study.report for study in data.studies["train"]], args)
     torch.manual_seed(1)
-    system = module.build(args, tokenizer)
+    system = kind.build(args, tokenizer)
     return data, tokenizer, system
 
 
@@ -74,7 +74,7 @@ def trainer_of(args, system, folder, **carried) -> Trainer:
 def two_steps(args, mini, folder):
     data, tokenizer, system = prepare(args)
     trainer = trainer_of(args, system, folder, flags=kept_flags(args), tokenizer=tokenizer.state_dict(),
-                         parts=system_module(args.model).parts(system))  # fmt: skip
+                         parts=system.parts())  # fmt: skip
     system.train()
     for _, batch in zip(range(2), loader_of(args, data, tokenizer, system, "train")):
         trainer.update([batch])
@@ -99,10 +99,10 @@ def test_every_system_keeps_the_contract(name, mini, tmp_path):
     torch.testing.assert_close(looks.sum((2, 3, 4)), torch.ones(len(batch), 3))
     with CheckpointWriter() as writer:
         trainer.save(writer, won=True)
-    content, module = load_checkpoint(tmp_path / "best.pt"), system_module(name)
-    again = parse(["--oracle_labels"], "test", systems=NAMES, carried=content["flags"])
-    loaded = module.build(again, Tokenizer.from_state_dict(content["tokenizer"]), content["parts"])
-    module.load_start(loaded, content, "best.pt", again)
+    content, kind = load_checkpoint(tmp_path / "best.pt"), SYSTEMS[name]
+    again = parse(["--oracle_labels"], "test", systems=SYSTEMS, carried=content["flags"])
+    loaded = kind.build(again, Tokenizer.from_state_dict(content["tokenizer"]), content["parts"])
+    loaded.load_start(content, "best.pt")
     assert DecodingSettings.from_flags(again) == settings
     assert generate_reports(loaded.eval(), batch, settings) == written
 
@@ -122,10 +122,10 @@ def family(name: str, words: int = 12, **changes):
     """A small random system of the family whose reports end at different places."""
     flags = ["--model", name, "--dataset_name", "miniature", *TINY_MODEL, "--max_seq_length", "10", "--max_gen_length", "10"]
     extra = {"xpronet": ["--prototypes", "random", "--topk", "5", "--num_prototypes", "6"], "r2gencmn": ["--topk", "5"]}
-    args = parse([*flags, *extra.get(name, [])], "train", systems=NAMES)
+    args = parse([*flags, *extra.get(name, [])], "train", systems=SYSTEMS)
     torch.manual_seed(5)
     tokenizer = Tokenizer([f"w{n:02d}" for n in range(words - 1)] + ["<unk>"], cleaning="iu_xray", padding=0, bos=0, eos=0)
-    system = system_module(name).build(args, tokenizer)
+    system = SYSTEMS[name].build(args, tokenizer)
     torch.manual_seed(7)  # spread the words and what is seen, so that studies differ and reports end at different places
     torch.nn.init.normal_(system.word.weight, std=0.2)
     torch.nn.init.normal_(system.head.weight, std=1.0)
@@ -348,26 +348,26 @@ def test_presets_are_the_published_numbers():
               "d_ff": 512, "num_layers": 3, "num_heads": 8, "dropout": 0.1, "feature_dropout": 0.5, "early_stop": 50,
               "resize_filter": "bilinear"}  # fmt: skip
     for (model, dataset), numbers in published.items():
-        args = parse(["--model", model, "--dataset_name", dataset], "train", systems=NAMES)
+        args = parse(["--model", model, "--dataset_name", dataset], "train", systems=SYSTEMS)
         assert {name: getattr(args, name) for name in (family | numbers)} == family | numbers, (model, dataset)
 
 
 def test_trigram_block_is_on_for_beam_one_alone():
     for words, expected in ((["--beam_size", "1"], True), ([], False), (["--beam_size", "1", "--no-block_trigrams"], False)):
-        args = parse(["--model", "r2gen", *words], "test", systems=NAMES)
+        args = parse(["--model", "r2gen", *words], "test", systems=SYSTEMS)
         assert DecodingSettings.from_flags(args).block_trigrams is expected
     with pytest.raises(ValueError, match="greedy"):
-        DecodingSettings.from_flags(parse(["--model", "r2gen", "--block_trigrams"], "test", systems=NAMES))
+        DecodingSettings.from_flags(parse(["--model", "r2gen", "--block_trigrams"], "test", systems=SYSTEMS))
 
 
 def test_a_flag_of_another_system_is_refused():
-    with pytest.raises(InputError, match="--theta, --mem_size: --model r2gen does not read that"):
-        parse(["--model", "r2gen", "--theta", "0.2", "--mem_size", "8"], "train", systems=NAMES)
+    with pytest.raises(InputError, match=r"--theta \(read by ekagen\), --mem_size \(read by .*r2gencmn.*\): --model r2gen does not read that"):
+        parse(["--model", "r2gen", "--theta", "0.2", "--mem_size", "8"], "train", systems=SYSTEMS)
 
 
 def test_from_scratch_builds_what_the_system_reads():
     def made(*words):
-        return [what.split(":")[0] for what, _, _ in steps(parse(["--model", *words], "train", systems=NAMES))]
+        return [what.split(":")[0] for what, _, _ in steps(parse(["--model", *words], "train", systems=SYSTEMS))]
 
     assert made("r2gen") == made("r2gencmn") == made("xpronet", "--prototypes", "none") == []
     assert made("xpronet") == ["labels of the reports, by rules", "DiagnosisBot", "prototypes"]

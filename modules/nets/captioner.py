@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from modules.nets.transformer import Attention, DecoderLayer, EncoderLayer, WordCache, causal_mask, watched
+from modules.nets.transformer import Attention, DecoderLayer, EncoderLayer, WordCache, causal_mask
 from modules.nets.visual_extractor import VisualExtractor
 from modules.precision import at_least_float32
 
@@ -126,16 +126,6 @@ class Captioner(nn.Module):
 
     # -- what the Trainer needs ------------------------------------------------------------------------------------
 
-    def needs(self, training: bool) -> set[str]:
-        """Fields of Batch that are read."""
-        return {"images", "tokens"} if training else {"images"}
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trained parameters by group name; the trainer gives each group its learning rate."""
-        own = set(self.extractor.parameters())
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return {"extractor": [p for p in trained if p in own], "rest": [p for p in trained if p not in own]}
-
     def losses(self, batch) -> dict[str, torch.Tensor]:
         """Named scalars of one batch; the trainer sums them with `loss_weights`."""
         return self.word_losses(batch, self.encode(batch))
@@ -157,10 +147,6 @@ class Captioner(nn.Module):
         lengths = ((tokens != self.padding).sum(1) + 2).clamp(max=tokens.shape[1])  # the words and both marks
         tokens = tokens[:, : int(lengths.max())]
         return tokens, torch.arange(1, tokens.shape[1], device=tokens.device) < lengths[:, None]
-
-    def remarks(self, batch) -> dict[str, list[str]]:
-        """Further columns of the predictions file."""
-        return {}
 
     # -- what decoding needs ---------------------------------------------------------------------------------------
 
@@ -221,15 +207,6 @@ class Captioner(nn.Module):
         for number, layer in enumerate(self.decoder):
             x = layer(x, None, memory[f"keys.{number}"], memory[f"values.{number}"], mask, report_mask, for_norms)
         return self.say(self.decoder_norm(x), condition)
-
-    def attention(self, memory: dict, tokens: torch.Tensor) -> torch.Tensor:
-        """Where each token looks before the next word is chosen: tokens [B, L] -> [B, L, V, h, w], sums to 1 per token.
-
-        One teacher-forced pass; mean over heads and layers.
-        """
-        with watched(layer.cross_attention for layer in self.decoder) as seen:
-            self.logits(memory, tokens)
-        return torch.stack(seen).mean(0).unflatten(-1, memory["outside"].shape[1:])
 
     def say(self, x: torch.Tensor, condition: tuple) -> torch.Tensor:
         """The decoder's output [B, L, D] -> [B, L, vocab_size]."""

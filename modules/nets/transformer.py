@@ -226,3 +226,39 @@ def sine_positions(padding: torch.Tensor, width: int) -> torch.Tensor:
         angle = (count / (last + 1e-6) * 2 * math.pi)[..., None] / scale
         codes.append(torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), -1).flatten(-2))
     return torch.cat(codes, -1).flatten(1, 2)
+
+
+def start_small(part: nn.Module) -> None:
+    """Every matrix of the transformer starts xavier-uniform, as DETR's: word and position codes stay small beside content."""
+    for parameter in part.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
+class Embedding(nn.Module):
+    """Words with learned positions: ids [B, L] -> [B, L, D]; LayerNorm with BERT's eps 1e-12."""
+
+    def __init__(self, vocab_size: int, positions: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.word, self.position = nn.Embedding(vocab_size, width), nn.Embedding(positions, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+        start_small(self)
+
+    def forward(self, ids: torch.Tensor, at: int = 0) -> torch.Tensor:
+        places = self.position.weight[at : at + ids.shape[1]]
+        return self.dropout(self.norm(self.word(ids) + places))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The layer's parameters by the names of modules.nets.knowledge_base.embed."""
+        return {
+            "word": self.word.weight.detach(),
+            "position": self.position.weight.detach(),
+            "weight": self.norm.weight.detach(),
+            "bias": self.norm.bias.detach(),
+        }
+
+    def take(self, layer: dict[str, torch.Tensor]) -> None:
+        """Start from the embedding layer that made a knowledge base."""
+        for name, value in self.tensors().items():
+            value.copy_(layer[name])
