@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from data.batches import make_loader
+from data.check.run import stop_unless_ready
 from data.prepare import make_dataset, open_data
 from data.studies import card_text
 from knowledge import from_scratch
@@ -51,6 +52,8 @@ def main(argv=None) -> None:
     if args.from_scratch and not args.dry_run and args.resume is None:
         args = processes.from_first(lambda: from_scratch.prepare(args))
     kind, problems = SYSTEMS[args.model], Problems()
+    if args.check_data:
+        processes.from_first(lambda: stop_unless_ready(args, kind))
     inputs = {"train": kind.inputs(args, training=True), "val": kind.inputs(args, training=False)}
     kind.check(args, problems, training=True)
     DecodingSettings.from_flags(args)  # refuses what does not go together

@@ -19,3 +19,11 @@ def equalize(grey: np.ndarray) -> np.ndarray:
     above = np.maximum(np.cumsum(counts) - lowest, 0).astype(np.float32)
     levels = np.rint(above * (np.float32(255) / np.float32(grey.size - lowest)))
     return levels.astype(np.uint8)[grey]
+
+
+def is_equalized(grey: np.ndarray) -> bool:
+    """Whether the histogram of uint8 [H, W] is flat already: equalising again moves the grey levels by less than 5.
+
+    Equalised IU X-Ray images that were resized or saved as JPEG afterwards move by at most 4, untouched ones by 5.6 to 71.
+    """
+    return float(np.abs(equalize(grey).astype(np.float32) - grey).mean()) < 5

@@ -105,6 +105,7 @@ FLAGS = (
     Flag("data", "skip_broken", bool, False, "go on without studies whose image or report is missing or broken; they are counted in the results"),
     Flag("data", "image_check", str, "full", "before the first batch decode every image (full) or read its header and end (quick)", choices=("full", "quick")),
     Flag("data", "image_cache", bool, True, "decode and resize each image once, into <knowledge_dir>/images (image_size^2 bytes per grey image; off for MIMIC-CXR, where that is 25 GB)"),
+    Flag("data", "check_data", bool, False, "first look at data set, artefacts, weights and machine as python -m data.check does; stop when something is missing or wrong", of=TRAIN),
     Flag("data", "vocab_path", str, None, "JSON word list to use instead of the one counted in the training reports"),
 
     Flag("knowledge", "diagnosis_path", str, None, "CSV of diagnoses by study id (columns: id and the 14 labels), instead of a DiagnosisBot", keep="path"),
