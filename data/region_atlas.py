@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
 
 from modules.errors import InputError
 from modules.text.regions import REGIONS
@@ -101,12 +101,26 @@ def find_thorax(image: Image.Image) -> tuple[tuple[float, float, float, float], 
     return USUAL_THORAX, False
 
 
+def _from_the_border(dark: np.ndarray) -> np.ndarray:
+    """What of `dark` [SIDE, SIDE] is joined to the border, over edges of pixels."""
+    open_to = np.pad(dark, 1, constant_values=True)
+    reached = np.zeros_like(open_to)
+    reached[[0, -1], :] = reached[:, [0, -1]] = True
+    count = 0
+    while count != (count := int(reached.sum())):
+        for _ in range(8):
+            grown = reached.copy()
+            grown[1:] |= reached[:-1]
+            grown[:-1] |= reached[1:]
+            grown[:, 1:] |= reached[:, :-1]
+            grown[:, :-1] |= reached[:, 1:]
+            reached = grown & open_to
+    return reached[1:-1, 1:-1]
+
+
 def _dark_box(dark: np.ndarray) -> tuple[float, float, float, float] | None:
     """The rectangle of a thorax around what is dark [SIDE, SIDE] and not joined to the border; None: no such rectangle."""
-    canvas = Image.new("L", (SIDE + 2, SIDE + 2), 255)  # a dark rim joins all that touches the border
-    canvas.paste(Image.fromarray(np.where(dark, 255, 0).astype(np.uint8)), (1, 1))
-    ImageDraw.floodfill(canvas, (0, 0), 0)
-    inside = np.asarray(canvas)[1:-1, 1:-1] > 0
+    inside = dark & ~_from_the_border(dark)
     left, right = (inside[:, part].sum() for part in (slice(0, SIDE // 2), slice(SIDE // 2, SIDE)))
     rows, columns = inside.sum(1), inside.sum(0)
     if min(left, right) < 0.02 * SIDE * SIDE:

@@ -24,9 +24,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.region_atlas import fit_atlas
 from data.studies import SPLITS
 from modules.artefact import read_manifest, sha256, write_built
 from modules.errors import InputError, Problems
+from modules.safe_pickle import load_pickle
 from modules.text.regions import REGIONS, GraphLayout
 
 FORMAT = 1
@@ -375,6 +377,25 @@ def commonest(counts: dict[str, Counter], most: int = 40) -> dict[str, int]:
     """{"region: attribute": how often in training}, the most frequent first."""
     pairs = Counter({f"{region}: {name}": n for region, found in counts.items() for name, n in found.items()})
     return dict(pairs.most_common(most))
+
+def box_source(path: str | Path) -> dict | None:
+    """What places boxes on a new image as in this file, plain values and tensors: an atlas, or a detector's state.
+
+    Where boxes were annotated, an atlas fitted to those of the training split; None where that cannot be made.
+    """
+    manifest = manifest_of(path)
+    source = manifest.get("sources", {}).get("boxes", {})
+    if source.get("kind") == "atlas":
+        return source
+    if source.get("kind") == "detector":
+        detector = Path(source["path"])
+        if not detector.is_file() or sha256(detector) != source["sha256"]:
+            raise InputError(f"{path}: its boxes are those of the detector {detector}, which is not there any more; {HOW}")
+        return load_pickle(detector)
+    try:
+        return fit_atlas(row for row in read_rows(path) if row["split"] == "train")
+    except InputError:  # too few boxes: a new image then needs a detector
+        return None
 
 
 # ---------------------------------------------------------------------------------------------------- in a batch

@@ -11,10 +11,12 @@ from pathlib import Path
 from knowledge import (
     build_base,
     build_prototypes,
+    build_scene_graphs,
     generate_adm,
     label_reports,
     train_adm_classifier,
     train_diagnosisbot,
+    train_region_detector,
 )
 from models import SYSTEMS
 
@@ -71,7 +73,25 @@ def steps(args) -> list[tuple[str, object, list[str]]]:
     if "prototypes" in reads:
         rows = words(args, (*PLACES, *CHECKS, *PROTOTYPES), out=args.prototypes, **weights)
         made.append(("prototypes: clusters of image and text features by label", build_prototypes.main, rows))
+    if "scene_graphs" in reads and "scene_graphs" not in args.typed:
+        made += scene_graph_steps(args, weights)
     return made
+
+
+def scene_graph_steps(args, weights: dict) -> list[tuple[str, object, list[str]]]:
+    """Scene graphs by atlas and rules; where the data set brings its own, what they say, and boxes of a detector trained on
+    them, so that a new image is seen as those of training are."""
+    build = words(args, (*PLACES, "image_check", "device"), out=args.scene_graphs, skip_broken=args.skip_broken)
+    own = Path(args.data_dir) / "scene_graphs.jsonl"
+    if not own.is_file():
+        return [("scene graphs: atlas and rules", build_scene_graphs.main, [*build, "--boxes", "atlas", "--attributes", "rules"])]
+    out = str(Path(args.knowledge_dir) / "region_detector.pt")
+    detector = words(args, (*PLACES, *CHECKS), scene_graphs=own, out=out, backbone_weights=args.bot_weights, **weights)
+    build += ["--boxes", "detector", "--detector", out, "--attributes", str(own)]
+    return [
+        ("region detector: image to boxes", train_region_detector.main, detector),
+        ("scene graphs: what the data set says, boxes of the detector", build_scene_graphs.main, build),
+    ]
 
 
 def prepare(args):

@@ -7,6 +7,7 @@ import torch
 from data.batches import collate
 from data.images import diagnosis_tensor, open_image, square, to_tensor
 from knowledge.diagnose import open_bot
+from knowledge.region_boxes import find_boxes
 from modules.checkpoint import is_ours
 from modules.decoding import generate_reports
 from modules.errors import InputError
@@ -41,6 +42,8 @@ def report_new_study(args, content: dict, kind, decoding, precision, device) -> 
         item["images"] = [to_tensor(square(image, args.image_size, args.resize_filter)) for image in originals]
     if "masked_images" in needs:
         item["masked_images"] = _masked(args, parts, originals, result, device)
+    if "boxes" in needs:
+        item["graph"] = _regions(parts, originals[0], args.image_size)
     batch = collate([item]).to(device)
     with precision.region():
         result["report"] = tokenizer.decode(generate_reports(system, batch, decoding)[0])
@@ -62,6 +65,15 @@ def _diagnose(args, parts, image, device):
         {"label": n, "probability": round(p, 4), "threshold": round(t, 4), "positive": bool(b)} for n, p, t, b in rows
     ]
     return facts, bits.cpu()
+
+
+def _regions(parts, image, side: int) -> dict[str, torch.Tensor]:
+    """Boxes of the image's regions, found as those of the training images were."""
+    source = parts["scene_graphs"]["boxes"]
+    if source is None:
+        raise InputError("this checkpoint does not say where regions lie: it was trained on boxes that no atlas was made of")
+    regions, boxes = find_boxes(image, source)
+    return {"boxes": torch.from_numpy(boxes * side), "box_regions": torch.from_numpy(regions)}
 
 
 def _masked(args, parts, originals, result, device):

@@ -4,13 +4,15 @@ import gzip
 import json
 import random
 import re
+import shutil
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from data import scene_graphs
+from data import chest_imagenome, scene_graphs
 from data.batches import StudyDataset, collate
 from data.images import Augmentation, turned_boxes
 from data.miniature_set.build import build
@@ -20,6 +22,9 @@ from data.miniature_set.text import sample
 from data.region_atlas import USUAL_THORAX, atlas_by_hand, find_thorax, fit_atlas, place_atlas
 from data.scene_graphs import layout_of, read_rows, read_scene_graphs, write_scene_graphs
 from data.studies import read_annotation
+from knowledge import build_scene_graphs, train_region_detector
+from knowledge import region_boxes as boxes_command
+from knowledge.region_boxes import find_boxes
 from modules.artefact import manifest_path, sha256
 from modules.errors import InputError
 from modules.text.region_rules import read_gains, read_regions
@@ -383,3 +388,221 @@ def test_the_thorax_is_found_in_drawn_images():
         good += found and np.abs(np.array(box) - truth).max() < 0.1
     assert good >= 30
     assert find_thorax(Image.new("L", (100, 100), 128)) == (USUAL_THORAX, False)
+
+
+# ------------------------------------------------------------------------------------------------------- commands
+
+
+def command(main, *words):
+    main([str(word) for word in words])
+
+
+def refused(capsys, main, *words) -> str:
+    """The message of a command that leaves with exit code 2."""
+    with pytest.raises(SystemExit) as caught:
+        command(main, *words)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_graphs_by_atlas_and_rules(mini20, tmp_path, capsys):
+    out, places = tmp_path / "graphs.jsonl", ("--dataset_name", "miniature", "--data_dir", mini20)
+    words = (*places, "--boxes", "atlas", "--attributes", "rules", "--out", out, "--min_attribute_count", 1)
+    command(build_scene_graphs.main, *words, "--overlay", 2)
+    graphs = read_scene_graphs(out)
+    assert len(graphs) == 20 and graphs.manifest["boxes_from"] == "atlas" and graphs.manifest["attributes_from"] == "rules"
+    assert len(list((tmp_path / "graphs.jsonl.overlay").iterdir())) == 2
+    command(build_scene_graphs.main, *words)
+    assert "kept" in capsys.readouterr().out
+    assert "other inputs" in refused(capsys, build_scene_graphs.main, *words[:-1], 2)
+    command(build_scene_graphs.main, "--out", out, "--agreement", mini20 / "scene_graphs.jsonl")
+    figures = json.loads(manifest_path(out).read_text())["agreement"]
+    assert figures["images"] == 20 and min(figures["all_attributes"][:2]) > 0.9
+    assert read_scene_graphs(out).of("MINI000000/0.png").boxes.shape == (29, 4)
+    command(build_scene_graphs.main, *places, "--show", "MINI000001")
+    shown = capsys.readouterr().out
+    assert "summed up" in shown and "pleural effusion" in shown
+    assert "no such study" in refused(capsys, build_scene_graphs.main, *places, "--show", "MINI999999")
+    assert scene_graphs.box_source(out)["table"] == atlas_by_hand()["table"]
+    regions, boxes = find_boxes(Image.open(mini20 / "images/MINI000000/0.png"), scene_graphs.box_source(out))
+    assert np.allclose(boxes, read_scene_graphs(out).of("MINI000000/0.png").boxes, atol=1e-4)
+
+
+def test_boxes_alone_cannot_be_learned_from(mini20, tmp_path, capsys):
+    out = tmp_path / "boxes.jsonl"
+    command(build_scene_graphs.main, "--dataset_name", "miniature", "--data_dir", mini20, "--boxes", "keep", "--out", out)
+    kept = read_scene_graphs(out)
+    theirs = read_scene_graphs(mini20 / "scene_graphs.jsonl")
+    assert kept.with_attributes and np.allclose(kept.of("MINI000003/0.png").boxes, theirs.of("MINI000003/0.png").boxes)
+    assert kept.manifest["boxes_from"] == "truth"
+    alone = tmp_path / "alone.jsonl"
+    places = ("--dataset_name", "miniature", "--data_dir", mini20)
+    command(build_scene_graphs.main, *places, "--attributes", "none", "--boxes", "atlas", "--out", alone)
+    graphs = read_scene_graphs(alone)
+    assert not graphs.with_attributes and not graphs.of("MINI000000/0.png").region_labels.any()
+    message = refused(capsys, build_scene_graphs.main, *places, "--attributes", "rules", "--boxes", "keep", "--out", alone)
+    assert "--attributes FILE" in message
+
+
+def test_a_detector_is_trained_and_finds_boxes(mini20, tmp_path, capsys):
+    places = ("--dataset_name", "miniature", "--data_dir", mini20, "--device", "cpu")
+    detector = tmp_path / "detector.pt"
+    words = (*places, "--out", detector, "--backbone", "resnet18", "--backbone_weights", "none", "--image_size", 64,
+             "--epochs", 2, "--batch_size", 4, "--num_workers", 0, "--lr", "1e-3")  # fmt: skip
+    command(train_region_detector.main, *words)
+    manifest = json.loads(manifest_path(detector).read_text())
+    assert len(manifest["val_iou"]) == 29 and manifest["val_mean_iou"] > 0.6  # it begins with the mean boxes
+    command(train_region_detector.main, *words)
+    assert "kept" in capsys.readouterr().out
+    out = tmp_path / "graphs.jsonl"
+    command(build_scene_graphs.main, *places, "--detector", detector, "--out", out, "--min_attribute_count", 1)
+    found, truth = read_scene_graphs(out), read_scene_graphs(mini20 / "scene_graphs.jsonl")
+    assert found.manifest["boxes_from"] == "detector" and found.manifest["attributes_from"] == "truth"
+    assert found.layout == truth.layout
+    image = "MINI000006/0.png"
+    assert (found.of(image).region_labels == truth.of(image).region_labels).all()
+    source = scene_graphs.box_source(out)
+    regions, boxes = find_boxes(Image.open(mini20 / "images" / image), source)
+    assert np.allclose(boxes, found.of(image).boxes, atol=1e-3) and regions.tolist() == found.of(image).regions.tolist()
+    detector.write_bytes(b"other")
+    with pytest.raises(InputError, match="not there any more"):
+        scene_graphs.box_source(out)
+
+
+def test_a_killed_detector_training_goes_on(mini20, tmp_path, monkeypatch, capsys):
+    words = ("--dataset_name", "miniature", "--data_dir", mini20, "--device", "cpu", "--backbone", "resnet18",
+             "--backbone_weights", "none", "--image_size", 32, "--epochs", 2, "--batch_size", 8, "--num_workers", 0)  # fmt: skip
+    command(train_region_detector.main, *words, "--out", tmp_path / "whole.pt")
+    once = train_region_detector.Training._train_epoch
+
+    def stop(self):
+        if self.epoch == 1:
+            raise InputError("killed")
+        return once(self)
+
+    monkeypatch.setattr(train_region_detector.Training, "_train_epoch", stop)
+    assert "killed" in refused(capsys, train_region_detector.main, *words, "--out", tmp_path / "two.pt")
+    monkeypatch.setattr(train_region_detector.Training, "_train_epoch", once)
+    command(train_region_detector.main, *words, "--out", tmp_path / "two.pt")
+    assert "after epoch 1" in capsys.readouterr().out
+    whole, two = (torch.load(tmp_path / name, weights_only=True)["state_dict"] for name in ("whole.pt", "two.pt"))
+    assert all(torch.equal(value, two[key]) for key, value in whole.items())
+
+
+def test_an_atlas_is_fitted_by_command(mini20, tmp_path, capsys):
+    out = tmp_path / "atlas.json"
+    command(boxes_command.main, "fit", "--scene_graphs", mini20 / "scene_graphs.jsonl", "--out", out)
+    assert json.loads(out.read_text())["made"] == "medians over 15 images"
+    image = mini20 / "images/MINI000000/0.png"
+    command(boxes_command.main, "show", "--image", image, "--atlas", out, "--out", tmp_path / "boxes.png")
+    assert Image.open(tmp_path / "boxes.png").size == (640, 640)
+    out.write_text(json.dumps({"kind": "atlas", "table": {"left lung": [0, 0, 1, 1]}}))
+    message = refused(capsys, boxes_command.main, "show", "--image", image, "--atlas", out, "--out", tmp_path / "no.png")
+    assert "no atlas of the 29 regions" in message
+
+
+# --------------------------------------------------------------------------------------------------- Chest ImaGenome
+
+
+def made_imagenome(root, packed=False):
+    """Two studies of MIMIC-CXR's form and the graph of one of them, in ImaGenome's official layout."""
+    mimic, silver = root / "mimic", root / "imagenome/silver_dataset"
+    (mimic / "images/p10/s1").mkdir(parents=True)
+    Image.new("L", (400, 200)).save(mimic / "images/p10/s1/aa-bb.jpg")
+    rows = {"train": [{"id": "aa-bb", "report": "Clear lungs.", "image_path": ["p10/s1/aa-bb.jpg"]}],
+            "val": [], "test": [{"id": "cc-dd", "report": "Edema.", "image_path": ["p10/s2/cc-dd.jpg"]}]}  # fmt: skip
+    (mimic / "annotation.json").write_text(json.dumps(rows))
+    graph = {
+        "objects": [
+            {"bbox_name": name, "x1": 0, "y1": 0, "x2": 9, "y2": 9,
+             **dict(zip(("original_x1", "original_y1", "original_x2", "original_y2"), box))}
+            for name, box in (("left lung", (200, 20, 360, 180)), ("spine", (180, -30, 220, 260)),
+                              ("carina", (450, 10, 480, 20)), ("left chest wall", (0, 0, 9, 9)))],
+        "attributes": [
+            {"bbox_name": "left lung", "phrases": ["edema .", "no nodule ."], "attributes": [
+                ["anatomicalfinding|yes|edema", "nlp|yes|abnormal"], ["anatomicalfinding|no|nodule"]]},
+            {"bbox_name": "carina", "phrases": ["normal"], "attributes": [["nlp|yes|normal"]]},
+            {"bbox_name": "left chest wall", "phrases": ["x"], "attributes": [["nlp|yes|abnormal"]]}],
+    }  # fmt: skip
+    silver.mkdir(parents=True)
+    if packed:
+        with zipfile.ZipFile(silver / "scene_graph.zip", "w") as archive:
+            archive.writestr("scene_graph/aa-bb_SceneGraph.json", json.dumps(graph))
+    else:
+        (silver / "scene_graph").mkdir()
+        (silver / "scene_graph/aa-bb_SceneGraph.json").write_text(json.dumps(graph))
+    return ("--imagenome", root / "imagenome", "--mimic", mimic, "--min_attribute_count", 1)
+
+
+@pytest.mark.parametrize("packed", (False, True))
+def test_imagenome_in_its_official_layout(tmp_path, capsys, packed):
+    words, out = made_imagenome(tmp_path, packed), tmp_path / "graphs.jsonl.gz"
+    command(chest_imagenome.main, *words, "--out", out)
+    assert "'test': 1" in capsys.readouterr().out  # the study without a graph is counted
+    graphs = read_scene_graphs(out)
+    graph = graphs.of("p10/s1/aa-bb.jpg")
+    assert [REGIONS[number] for number in graph.regions] == ["left lung", "spine"]  # the carina's box lies outside
+    assert np.allclose(graph.boxes, [[0.5, 0.1, 0.9, 0.9], [0.45, 0, 0.55, 1]])
+    assert graph.spoken.tolist() == [True, False] and graph.abnormal.tolist() == [True, False]
+    assert graph.region_labels[REGIONS.index("carina")] and graph.region_labels.sum() == 2
+    assert set(graphs.layout.attributes[0]) == {"anatomicalfinding|yes|edema", "anatomicalfinding|no|nodule",
+                                                "nlp|yes|abnormal"}  # fmt: skip
+
+
+def test_imagenome_takes_sizes_from_the_metadata(tmp_path, capsys):
+    words, out = made_imagenome(tmp_path), tmp_path / "graphs.jsonl"
+    (tmp_path / "mimic/images/p10/s1/aa-bb.jpg").unlink()
+    assert "--metadata" in refused(capsys, chest_imagenome.main, *words, "--out", out)
+    table = tmp_path / "metadata.csv.gz"
+    with gzip.open(table, "wt") as file:
+        file.write("dicom_id,Rows,Columns\naa-bb,200,400\n")
+    command(chest_imagenome.main, *words, "--out", out, "--metadata", table)
+    assert np.allclose(read_scene_graphs(out).of("p10/s1/aa-bb.jpg").boxes[0], [0.5, 0.1, 0.9, 0.9])
+
+
+def test_another_tree_than_imagenomes_is_refused(tmp_path, capsys):
+    words, out = made_imagenome(tmp_path), tmp_path / "graphs.jsonl"
+    path = tmp_path / "imagenome/silver_dataset/scene_graph/aa-bb_SceneGraph.json"
+    graph = json.loads(path.read_text())
+    del graph["objects"][0]["original_x1"]
+    path.write_text(json.dumps(graph))
+    assert "original_x1" in refused(capsys, chest_imagenome.main, *words, "--out", out)
+    shutil.rmtree(path.parent)
+    assert "scene_graph.zip" in refused(capsys, chest_imagenome.main, *words, "--out", out)
+    assert not out.exists()
+
+
+def made_authors(root):
+    """The authors' derived files: boxes as COCO, attributes as numbers within the heads."""
+    folder = root / "annotations"
+    folder.mkdir(parents=True)
+    for split, name in chest_imagenome.AUTHORS.items():
+        boxes = [{"image_id": 7, "category_id": 2, "bbox": [10, 20, 30, 40], "area": 1200},
+                 {"image_id": 7, "category_id": 0, "bbox": [100, 20, 0.5, 40], "area": 20}]  # fmt: skip
+        content = {"images": [{"id": f"{split}7", "file_name": f"{split}/7.jpg", "height": 200, "width": 100, "ann_ids": [1, 0]}],
+                   "annotations": boxes, "categories": [{"id": k, "name": n} for k, n in enumerate(REGIONS)]}  # fmt: skip
+        (folder / name).write_text(json.dumps(content))
+    said = {"region_label": {"region_label": [2, 28], "region_abnormal_labels": [1, 0]},
+            "cardiac silhouette": {"att_labels": [1], "att_abnormal_labels": [1]}}  # fmt: skip
+    info = {name: [f"first of {name}", f"second of {name}"] for name in REGIONS}
+    labels = {"annotations": {"train": {"train7": said}, "val": {}, "test": {}}, "attribute_info": info}
+    (folder / "attribute_anns_id_mhead_ds.json").write_text(json.dumps(labels))
+    return root
+
+
+def test_the_authors_files(tmp_path, capsys):
+    out = tmp_path / "graphs.jsonl"
+    root = made_authors(tmp_path / "cxr_gnome")
+    command(chest_imagenome.main, "--authors", root, "--out", out)
+    graphs = read_scene_graphs(out)
+    graph = graphs.of("train/7.jpg")
+    assert graph.regions.tolist() == [2] and np.allclose(graph.boxes, [[0.1, 0.1, 0.4, 0.3]])  # the narrow box is dropped
+    assert graph.attributes[0].tolist() == [False, True] and graph.abnormal.tolist() == [True]
+    assert np.flatnonzero(graph.region_labels).tolist() == [2, 28]
+    assert graphs.layout.attributes[2] == ("first of cardiac silhouette", "second of cardiac silhouette")
+    assert not graphs.of("val/7.jpg").region_labels.any()
+    path = root / "annotations/box_train.json"
+    content = json.loads(path.read_text())
+    content["categories"] = content["categories"][::-1]
+    path.write_text(json.dumps(content))
+    assert "other categories" in refused(capsys, chest_imagenome.main, "--authors", root, "--out", out, "--overwrite")
