@@ -110,9 +110,8 @@ class StudyDataset(Dataset):
         return len(self.studies)
 
     def _image(self, path: str) -> Image.Image:
-        if self.cache is not None:
-            return self.cache.get(path)
-        return self.augment.resize(open_image(f"{self.image_dir}/{path}"))
+        kept = self.cache.get(path) if self.cache is not None else None
+        return kept or self.augment.resize(open_image(f"{self.image_dir}/{path}"))
 
     def __getitem__(self, place: int) -> dict:
         """The study at `place`; ~place gives the same one as a fill-in (see StepShares)."""

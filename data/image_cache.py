@@ -1,17 +1,20 @@
 """Decoded, resized images of one split, kept as uint8 and memory-mapped: an image is decoded once, not at every epoch.
 
 A cache is a folder: pixels.bin (one record after another, grey images in one channel), table.npy (offset, height,
-width, channels, CRC-32 per record) and manifest.json (which files, their sizes and dates, the resize, what could not be
-read). It is written under another name and renamed when whole. When a file has changed, or the cache is torn, it is made
-anew. Building it decodes every image, so it takes the place of --image_check full.
+width, channels, checksum per record) and manifest.json (which files, their sizes and dates, the resize, what could not be
+read, the checksums of the table and of all this). It is written under another name and renamed when whole. When a file has
+changed, or the cache is damaged, it is made anew; an image that turns out damaged later is decoded again. Building it
+decodes every image, so it takes the place of --image_check full.
 """
 
+import contextlib
 import fcntl
 import hashlib
+import io
 import json
+import logging
 import os
 import shutil
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -22,11 +25,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.images import open_image
-from modules.artefact import write_json
+from modules.artefact import checksum, read_json, write_json
 from modules.errors import InputError
 
-VERSION = 1
+VERSION = 2
+PARTS = {"pixels.bin", "table.npy", "manifest.json"}
 WORKERS = 8
+log = logging.getLogger(__name__)
 
 
 class ImageCache:
@@ -34,32 +39,44 @@ class ImageCache:
 
     def __init__(self, folder: str | Path) -> None:
         """Open a whole cache; see open_cache. Raises InputError when its parts do not fit together."""
-        folder = Path(folder)
+        self.folder = folder = Path(folder)
+        self.manifest = read_json(folder / "manifest.json")
         try:
-            self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            self.table = np.load(folder / "table.npy")
-            self.pixels = np.memmap(folder / "pixels.bin", np.uint8, "r")
-        except (OSError, ValueError, EOFError) as error:
+            table = (folder / "table.npy").read_bytes()
+            whole = self.manifest.pop("checksum") == _sum_of(self.manifest) and self.manifest["table"] == checksum(table)
+            whole = whole and (folder / "pixels.bin").stat().st_size == self.manifest["bytes"] + 1
+        except (OSError, AttributeError, KeyError, TypeError) as error:
             raise InputError(f"image cache {folder} cannot be read: {error}") from error
+        if not whole:
+            raise InputError(f"image cache {folder} is damaged")
+        self.table = np.load(io.BytesIO(table), allow_pickle=False)
+        self.pixels = np.memmap(folder / "pixels.bin", np.uint8, "r")
         rows = [path for path in self.manifest["images"] if path not in self.manifest["broken"]]
         self.place = {path: row for row, path in enumerate(rows)}
-        sizes = self.table[:, 1:4].prod(axis=1)
-        whole = len(rows) == len(self.table) and sizes.sum() + 1 == len(self.pixels)
-        some = range(0, len(rows), max(1, len(rows) // 64))
-        if not whole or any(zlib.crc32(self._record(row)) != self.table[row, 4] for row in some):
-            raise InputError(f"image cache {folder} is torn")
+        if any(self._record(row) is None for row in range(0, len(rows), max(1, len(rows) // 64))):
+            raise InputError(f"image cache {folder} is damaged")
 
-    def _record(self, row: int) -> np.ndarray:
-        start, height, width, channels, _ = self.table[row].tolist()
+    def _record(self, row: int) -> np.ndarray | None:
+        """Pixels of a row, None where they are not those that were written."""
+        start, height, width, channels, wanted = self.table[row].tolist()
         pixels = self.pixels[start : start + height * width * channels]
+        if checksum(pixels) != wanted:
+            return None
         return pixels.reshape((height, width, channels) if channels > 1 else (height, width))
 
-    def get(self, path: str) -> Image.Image:
+    def get(self, path: str) -> Image.Image | None:
         """The image of a path, grey (mode L) where its channels are equal, else RGB.
 
-        KeyError for one that the cache was not made of or could not read.
+        None for one whose bytes on the disk are damaged: the next start makes the cache anew. KeyError for one that the
+        cache was not made of or could not read.
         """
-        return Image.fromarray(np.ascontiguousarray(self._record(self.place[path])))
+        pixels = self._record(self.place[path])
+        if pixels is None:
+            log.warning("image cache %s is damaged at %s: decoding it again, the next start makes it anew", self.folder, path)
+            with contextlib.suppress(OSError):  # where it may only be read, it is checked again
+                (self.folder / "manifest.json").unlink()
+            return None
+        return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def open_cache(folder, image_dir, paths: list[str], resize: Callable, *, name: str, progress: bool = True) -> ImageCache:
@@ -80,9 +97,23 @@ def open_cache(folder, image_dir, paths: list[str], resize: Callable, *, name: s
                 print(f"image cache {folder}: images or settings have changed, making it anew")
             except InputError as error:
                 print(f"{error}: making it anew")
-            shutil.rmtree(folder)
+            _remove(folder)
         build_cache(folder, image_dir, paths, resize, wanted, progress=progress)
     return ImageCache(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a cache. InputError when something else stands in its place."""
+    foreign = [path.name for path in folder.iterdir() if path.name not in PARTS and path.suffix != ".tmp"]
+    if foreign:
+        raise InputError(
+            f"{folder} is no image cache (it holds {', '.join(sorted(foreign)[:3])}): choose another --knowledge_dir, or move it"
+        )
+    shutil.rmtree(folder)
+
+
+def _sum_of(manifest: dict) -> int:
+    return checksum(json.dumps(manifest, ensure_ascii=False))
 
 
 def fingerprint(image_dir, paths: list[str]) -> str:
@@ -92,15 +123,16 @@ def fingerprint(image_dir, paths: list[str]) -> str:
         try:
             facts = os.stat(f"{image_dir}/{path}")
             digest.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
-        except FileNotFoundError:
-            digest.update(f"{path}\0missing\n".encode())
+        except (OSError, ValueError) as error:  # missing, or a path that no file can have
+            digest.update(f"{path}\0{type(error).__name__}\n".encode())
     return digest.hexdigest()
 
 
 def build_cache(folder: Path, image_dir, paths, resize, wanted: dict, *, progress: bool) -> None:
     """Decode `paths` into a new cache. InputError when the disk is full; nothing is left of the attempt then."""
     unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed attempt
+    if unfinished.is_dir():  # of a killed attempt
+        _remove(unfinished)
     unfinished.mkdir(parents=True)
     table, broken, offset = [], {}, 0
     try:
@@ -116,7 +148,7 @@ def build_cache(folder: Path, image_dir, paths, resize, wanted: dict, *, progres
                         continue
                     file.write(pixels.tobytes())
                     channels = pixels.shape[2] if pixels.ndim == 3 else 1
-                    table.append((offset, *pixels.shape[:2], channels, zlib.crc32(pixels)))
+                    table.append((offset, *pixels.shape[:2], channels, checksum(pixels)))
                     offset += pixels.size
             file.write(b"\0")  # an empty file cannot be mapped
             bar.close()
@@ -128,7 +160,9 @@ def build_cache(folder: Path, image_dir, paths, resize, wanted: dict, *, progres
             f"image cache {folder} cannot be written ({error}); {free:,.0f} MiB are free there. Choose another folder with "
             "--knowledge_dir, or go on without it: --no-image_cache"
         ) from error
-    write_json(unfinished / "manifest.json", {**wanted, "images": paths, "broken": broken, "bytes": offset})
+    facts = {**wanted, "images": paths, "broken": broken, "bytes": offset}
+    facts["table"] = checksum((unfinished / "table.npy").read_bytes())
+    write_json(unfinished / "manifest.json", {**facts, "checksum": _sum_of(facts)})
     unfinished.rename(folder)
 
 

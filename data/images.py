@@ -2,6 +2,9 @@
 
 import os
 import random
+import stat
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +17,54 @@ from modules.errors import InputError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+FORMATS = ("JPEG", "PNG")  # of the data sets; some of Pillow's readers start other programs
+MAX_PIXELS = 64_000_000  # a chest film scanned at the finest has 50 million
+# what Pillow raises on files that are damaged or hostile
+FAULTS = (
+    ArithmeticError, EOFError, LookupError, MemoryError, NotImplementedError, OSError, SyntaxError, TypeError, ValueError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 def open_image(path: str | Path) -> Image.Image:
     """Read JPEG, PNG (8 or 16 bit) or DICOM as an RGB image. Raises InputError with the path and the reason."""
     path = Path(path)
     try:
+        _check_regular(path)
         if path.suffix.lower() in (".dcm", ".dicom"):
             return _open_dicom(path)
-        with Image.open(path) as image:
+        with _opened(path) as image:
             if image.mode.startswith(("I", "F")):  # 16 bit and more: scale to the image's own range
                 return _eight_bits(np.asarray(image))
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise InputError(f"no image {path}") from error
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {path} cannot be read: {error}") from error
+    except InputError:
+        raise
+    except FAULTS as error:
+        raise InputError(f"image {path} cannot be read: {_reason(error)}") from error
+
+
+def _opened(path: str | Path) -> Image.Image:
+    """An image whose header has been read: JPEG or PNG, of a bearable size."""
+    image = Image.open(path, formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise InputError(
+            f"image {path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: make it smaller"
+        )
+    return image
+
+
+def _check_regular(path: str | Path) -> None:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would never end
+        raise InputError(f"image {path} is no regular file")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no JPEG, PNG or DICOM file"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _eight_bits(pixels: np.ndarray) -> Image.Image:
@@ -60,9 +95,10 @@ def image_problem(path: str | Path, depth: str) -> str | None:
         if depth == "full":
             open_image(path)
             return None
+        _check_regular(path)
+        with _opened(path) as image:
+            kind = image.format
         with open(path, "rb") as file:
-            with Image.open(file) as image:
-                kind = image.format
             file.seek(0, os.SEEK_END)
             file.seek(max(file.tell() - 64, 0))
             end = file.read()
@@ -72,10 +108,10 @@ def image_problem(path: str | Path, depth: str) -> str | None:
         return str(error)
     except FileNotFoundError:
         return f"no image {path}"
-    except (OSError, UnidentifiedImageError) as error:
-        if Path(path).suffix.lower() in (".dcm", ".dicom"):
-            return None  # PIL cannot read its header; the decoder will
-        return f"image {path} cannot be read: {error}"
+    except FAULTS as error:
+        if isinstance(error, UnidentifiedImageError) and Path(path).suffix.lower() in (".dcm", ".dicom"):
+            return None  # Pillow cannot read its header; the decoder will
+        return f"image {path} cannot be read: {_reason(error)}"
 
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}  # EKAGen's, the R2Gen family's

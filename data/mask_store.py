@@ -1,7 +1,8 @@
 """Stores of ADM masks: one packed row per image, or the authors' tree of .npy files; reading, making, importing.
 
-A store is a folder: masks.bits (packed bits, one row per image), images.json, manifest.json. It is made in
-`.<name>.unfinished` beside its place and renamed when whole.
+A store is a folder: masks.bits (packed bits, one row per image), sums.npy (the checksum of each row together with its
+image's path, compared when the mask is read), images.json, manifest.json. It is made in `.<name>.unfinished` beside its
+place and renamed when whole.
 """
 
 import hashlib
@@ -17,7 +18,18 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from modules.artefact import ANOTHER_WAY, differences, make_manifest, read_manifest, sha256, write_atomic, write_json
+from modules.artefact import (
+    ANOTHER_WAY,
+    checksum,
+    differences,
+    make_manifest,
+    read_json,
+    read_manifest,
+    remove_leftovers,
+    sha256,
+    write_atomic,
+    write_json,
+)
 from modules.errors import InputError
 from modules.nets.adm import SIDE, apply_mask
 
@@ -53,8 +65,8 @@ class MaskTree(MaskStore):
         path = self._path(image)
         try:
             mask = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"ADM mask {path} cannot be read: {error}") from error
+        except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError) as error:
+            raise InputError(f"ADM mask {path} cannot be read: {error or type(error).__name__}") from error
         if mask.ndim != 2 or mask.dtype != bool:
             raise InputError(f"ADM mask {path}: expected a boolean image, found {mask.dtype} {mask.shape}")
         return mask
@@ -66,16 +78,23 @@ class PackedMasks(MaskStore):
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         manifest = read_manifest(self.root)
-        if not manifest or manifest.get("what") != "adm masks":
+        if not manifest or manifest.get("what") != WHOLE:
             raise InputError(f"{root} is not a mask store: its manifest.json is missing or says something else")
-        self.side = manifest["side"]
+        damaged = InputError(f"mask store {root} is damaged: remove it and generate it again")
+        try:
+            self.side, digests = manifest["side"], manifest["sha256"]
+            if any(sha256(self.root / name) != digests[name] for name in ("images.json", "sums.npy")):
+                raise damaged
+            images = read_json(self.root / "images.json")
+            shape = (len(images), row_bytes(self.side))
+            if os.path.getsize(self.root / "masks.bits") != shape[0] * shape[1]:
+                raise InputError(f"{root}: masks.bits does not hold {len(images)} masks; generate the store again")
+            self.bits = np.memmap(self.root / "masks.bits", np.uint8, "r", shape=shape)
+        except (KeyError, TypeError, AttributeError, OSError) as error:
+            raise damaged from error
+        self.sums = np.load(self.root / "sums.npy", allow_pickle=False)
         self.manifest = manifest
-        images = json.loads((self.root / "images.json").read_text(encoding="utf-8"))
         self.rows = {image: row for row, image in enumerate(images)}
-        width = row_bytes(self.side)
-        if os.path.getsize(self.root / "masks.bits") != len(images) * width:
-            raise InputError(f"{root}: masks.bits does not hold {len(images)} masks; generate the store again")
-        self.bits = np.memmap(self.root / "masks.bits", np.uint8, "r", shape=(len(images), width))
 
     def has(self, image: str) -> bool:
         return image in self.rows
@@ -83,8 +102,16 @@ class PackedMasks(MaskStore):
     def get(self, image: str) -> np.ndarray:
         if image not in self.rows:
             raise InputError(f"{self.root} has no mask of {image}; it was made from another set of images")
-        bits = np.unpackbits(self.bits[self.rows[image]], count=self.side * self.side)
+        row = self.rows[image]
+        if checksum(image, self.bits[row]) != self.sums[row]:
+            raise InputError(f"mask store {self.root} is damaged at the mask of {image}: remove it and generate it again")
+        bits = np.unpackbits(self.bits[row], count=self.side * self.side)
         return bits.astype(bool).reshape(self.side, self.side)
+
+
+def row_sums(images: list[str], rows: np.ndarray) -> np.ndarray:
+    """uint32 [N]: the checksum of each image's path and packed row."""
+    return np.array([checksum(image, row) for image, row in zip(images, rows)], dtype=np.uint32)
 
 
 def row_bytes(side: int) -> int:
@@ -131,6 +158,7 @@ class StoreWriter:
         self.width = row_bytes(side)
         self.done, self.broken, self.message = 0, {}, ""
         self.flushed = time.monotonic()
+        remove_leftovers(self.out)
         self._continue_or_start()
         self.file = open(self.folder / "masks.bits.partial", "r+b")
         self.file.seek(self.done * self.width)
@@ -217,6 +245,9 @@ class StoreWriter:
             os.replace(partial, bits)
         text = json.dumps(kept, ensure_ascii=False)
         write_atomic(self.folder / "images.json", lambda path: path.write_text(text, encoding="utf-8"))
+        rows = np.memmap(bits, np.uint8, "r", shape=(len(kept), self.width)) if kept else []
+        sums = row_sums(kept, rows)
+        write_atomic(self.folder / "sums.npy", lambda path: _save_array(path, sums))
         shares = kept_shares(bits, self.side)
         manifest = make_manifest(
             WHOLE,
@@ -226,7 +257,7 @@ class StoreWriter:
             mean_kept_share=round(float(shares.mean()), 4) if len(shares) else None,
             empty_masks=int((shares == 0).sum()),
             inputs=self.inputs,
-            sha256={name: sha256(self.folder / name) for name in ("masks.bits", "images.json")},
+            sha256={name: sha256(self.folder / name) for name in ("masks.bits", "sums.npy", "images.json")},
             command=" ".join(sys.argv),
             **facts,
         )
@@ -237,6 +268,11 @@ class StoreWriter:
         os.replace(self.folder, self.out)
         shutil.rmtree(old, ignore_errors=True)
         return manifest
+
+
+def _save_array(path: Path, values: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.save(file, values)
 
 
 def kept_shares(bits: Path, side: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from data.mask_store import MaskRule, MaskStore, open_masks
 from data.scene_graphs import SceneGraphs, read_scene_graphs
 from data.studies import Study, check_images, check_studies, data_card, read_annotation, without_broken
 from modules import processes
-from modules.artefact import read_manifest, write_json
+from modules.artefact import checksum, read_json, read_manifest, write_json
 from modules.errors import InputError, Problems
 from modules.text.corpus import Corpus, corpus_of
 from modules.text.labels import read_label_table
@@ -83,6 +83,8 @@ def _open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts: 
         settings = {"cleaning": args.cleaning, "max_views": args.max_views, "depth": args.image_check, "known": known}
         broken = check_studies(everything, args.image_dir, **settings)
     studies = without_broken(everything, broken, skip=args.skip_broken, problems=problems)
+    for split, rows in studies.items():
+        problems.check(bool(rows or not everything[split]), f"--skip_broken leaves no {split} study: all are broken")
     card = data_card(studies, broken, name=args.dataset_name, ann_path=args.ann_path, max_views=args.max_views)
     data = RunData(studies, card, {split: len(rows) for split, rows in everything.items()}, texts=reports)
     data.caches = caches
@@ -122,14 +124,22 @@ def _check_images(args, everything: dict[str, list[Study]]) -> dict[str, str]:
         paths = _paths(args, rows)
         record = Path(args.knowledge_dir) / "images" / f"checked_{args.image_check}_{split}.json"
         facts = {"files_sha256": fingerprint(args.image_dir, paths)}
-        before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-        if facts.items() <= before.items():
-            known |= before["broken"]
-            continue
-        found = check_images(paths, args.image_dir, depth=args.image_check)
-        write_json(record, {**facts, "broken": found})
+        found = _checked_before(record, facts)
+        if found is None:
+            found = check_images(paths, args.image_dir, depth=args.image_check)
+            write_json(record, {**facts, "broken": found, "checksum": checksum(json.dumps([facts, found]))})
         known |= found
     return known
+
+
+def _checked_before(record: Path, facts: dict) -> dict[str, str] | None:
+    """What `record` says about the images, None where there is none of these files or it is damaged."""
+    try:
+        before = read_json(record) if record.is_file() else {}
+        sound = before.get("checksum") == checksum(json.dumps([facts, before.get("broken")]))
+    except (InputError, AttributeError):
+        sound = False
+    return before["broken"] if sound else None
 
 
 def _corpus(args, split: str, reports: list[str]) -> Corpus:

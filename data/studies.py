@@ -5,7 +5,6 @@ The format (Chen et al. 2020): {"train": [...], "val": [...], "test": [...]}, ea
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +14,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.images import image_problem
+from modules.artefact import read_json
 from modules.errors import InputError, Problems
 from modules.text.cleaning import clean_report
 
 SPLITS = ("train", "val", "test")
 LETTER = re.compile("[a-zA-Z]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,7 @@ def read_annotation(path: str | Path) -> dict[str, list[Study]]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no annotation file {path}; say where the data set lies with --data_dir or --ann_path")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a JSON file: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict) or not set(SPLITS) & set(content):
         raise InputError(
             f'{path}: expected {{"train": [...], "val": [...], "test": [...]}}, R2Gen\'s annotation format'
@@ -52,22 +50,30 @@ def read_annotation(path: str | Path) -> dict[str, list[Study]]:
     faults = Problems()
     for split in SPLITS:
         studies[split] = []
-        for number, row in enumerate(content.get(split, [])):
-            if is_study(row):
-                studies[split].append(Study(str(row["id"]), row["report"], tuple(row["image_path"]), split))
+        rows = content.get(split, [])
+        if not isinstance(rows, list):
+            raise InputError(f'{path}: "{split}" must be a list of studies, found {str(rows)[:40]}')
+        for number, row in enumerate(rows):
+            fault = row_fault(row)
+            if fault:
+                faults.add(f"{split} row {number}: {fault}")
             else:
-                faults.add(f"{split} row {number}: needs id, report (text) and image_path (list of paths)")
+                studies[split].append(Study(str(row["id"]), row["report"], tuple(row["image_path"]), split))
     faults.texts[20:] = [f"... and {len(faults.texts) - 20} more rows"] if len(faults.texts) > 20 else []
     faults.stop_if_any(f"{path} has rows that are not studies")
     return studies
 
 
-def is_study(row) -> bool:
-    """Whether a row of an annotation has an id, a report and a list of image paths."""
-    if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("report"), str):
-        return False
-    images = row.get("image_path")
-    return isinstance(images, list) and all(isinstance(image, str) for image in images)
+def row_fault(row) -> str | None:
+    """Why a row of the annotation is not a study, or None."""
+    texts = [str(row["id"]), row.get("report")] if isinstance(row, dict) and "id" in row else [None]
+    images = row.get("image_path") if isinstance(row, dict) else None
+    if not (isinstance(images, list) and all(isinstance(text, str) for text in texts + images)):
+        return "needs id, report (text) and image_path (list of paths)"
+    if any(SURROGATE.search(text) for text in texts + images):
+        return "has half of a character (a lone surrogate), which no file can hold"
+    outside = [image for image in images if image.startswith("/") or ".." in image.split("/")]
+    return f"image_path {outside[0]} leads out of the image folder" if outside else None
 
 
 def check_studies(
@@ -87,11 +93,12 @@ def check_studies(
     """
     broken: dict[str, str] = {}
     listed = [study for rows in studies.values() for study in rows]
-    seen = Counter(study.id for study in listed)
+    seen: Counter[str] = Counter()
     looked_at = []
     for study in listed:
+        seen[study.id] += 1
         if seen[study.id] > 1:
-            broken[study.id] = f"the id stands {seen[study.id]} times in the annotation"
+            broken[f"{study.id} (number {seen[study.id]})"] = "the id stands in the annotation before; the first is kept"
         # cleaning leaves every letter, so only a report without any has to be cleaned
         elif not LETTER.search(study.report) and not clean_report(study.report, cleaning).strip(" ."):
             broken[study.id] = "empty report"
@@ -132,7 +139,15 @@ def without_broken(
             + "\n      ".join(shown + more)
         )
         return studies
-    return {split: [study for study in rows if study.id not in broken] for split, rows in studies.items()}
+    kept: dict[str, list[Study]] = {}
+    seen = set(broken)
+    for split, rows in studies.items():
+        kept[split] = []
+        for study in rows:
+            if study.id not in seen:
+                kept[split].append(study)
+                seen.add(study.id)
+    return kept
 
 
 def data_card(studies: dict[str, list[Study]], broken: dict[str, str], *, name: str, ann_path: str, max_views: int):

@@ -11,8 +11,7 @@ from tqdm import tqdm
 from data.images import diagnosis_tensor, open_image, square
 from data.studies import Study
 from modules import processes
-from modules.artefact import write_atomic
-from modules.errors import InputError
+from modules.artefact import checksum, write_atomic
 from modules.nets.adm import SIDE
 from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
 
@@ -45,7 +44,8 @@ def probabilities(bot: DiagnosisBot, studies, image_dir, *, device, num_workers=
 def diagnosis_table(bot: DiagnosisBot, studies, image_dir, *, folder, device, num_workers=0, progress=True):
     """{study id: K bits}, from the cache in `folder` where it has the study, the rest diagnosed and added.
 
-    The cache belongs to the bot's weights; a row counts only for the same image path and file size.
+    The cache belongs to the bot's weights; a row counts only for the same image file, of the same size and date, and
+    where its checksum agrees.
     """
     path = Path(folder) / f"diagnosis_{bot.fingerprint()}.csv"
     known = _read_cache(path, bot.labels)
@@ -60,26 +60,44 @@ def diagnosis_table(bot: DiagnosisBot, studies, image_dir, *, folder, device, nu
     return {s.id: [int(p > t) for p, t in zip(known[s.id][1], thresholds)] for s in studies}
 
 
-def _mark(study: Study, image_dir) -> tuple[str, int]:
-    return study.images[0], os.path.getsize(f"{image_dir}/{study.images[0]}")
+def _mark(study: Study, image_dir) -> tuple[str, str, str]:
+    """Which image a diagnosis was made of: path, bytes, date of change."""
+    path = os.path.abspath(f"{image_dir}/{study.images[0]}")
+    facts = os.stat(path)
+    return path, str(facts.st_size), str(facts.st_mtime_ns)
+
+
+def _header(labels) -> list[str]:
+    return ["checksum", "id", "image", "bytes", "changed_ns", *(f"p({label})" for label in labels)]
 
 
 def _write_cache(path: Path, known: dict, labels) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "image", "bytes", *(f"p({label})" for label in labels)])
-        writer.writerows([name, *mark, *row] for name, (mark, row) in known.items())
+        writer.writerow(_header(labels))
+        for name, (mark, values) in known.items():
+            row = [name, *mark, *map(repr, values)]
+            writer.writerow([checksum("\0".join(row)), *row])
 
 
 def _read_cache(path: Path, labels) -> dict:
+    """{study id: (mark, probabilities)} of the sound rows; damaged ones, and a file of another layout, are diagnosed anew."""
+    known: dict = {}
     if not path.is_file():
-        return {}
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        if header[3:] != [f"p({label})" for label in labels]:
-            raise InputError(f"{path} is a diagnosis cache of other labels; remove it")
-        return {row[0]: ((row[1], int(row[2])), [float(value) for value in row[3:]]) for row in rows}
+        return known
+    header, damaged = _header(labels), 0
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        try:
+            for row in csv.reader(file):
+                if len(row) == len(header) and row[0] == str(checksum("\0".join(row[1:]))):
+                    known[row[1]] = tuple(row[2:5]), [float(value) for value in row[5:]]
+                else:
+                    damaged += row != header
+        except csv.Error:
+            damaged += 1
+    if damaged:
+        print(f"{path}: {damaged} rows are damaged, diagnosing their studies again")
+    return known
 
 
 def diagnose_studies(args, data, splits, device, parts: dict | None = None) -> None:

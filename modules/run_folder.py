@@ -1,5 +1,6 @@
 """A results folder: it belongs to one run and explains it. Nothing is written anywhere else."""
 
+import fcntl
 import importlib.util
 import json
 import math
@@ -13,23 +14,44 @@ import torch
 import torchvision
 
 from modules import processes
-from modules.artefact import git_state, sha256, write_json
+from modules.artefact import git_state, read_json, sha256, write_json
 from modules.errors import InputError
 from modules.flags import all_flags
 
 
 def open_run(args, *, resume: bool) -> Path:
-    """Create or reopen the folder of a training run. InputError when it holds another run already.
+    """Create or reopen the folder of a training run and keep other runs out of it until this process ends.
 
-    A run that ended before its first epoch did (refused weights, say) has left nothing to lose: the next one takes its place.
+    InputError when it holds another run already, or one that is still at work. A run that ended before its first epoch did
+    (refused weights, say) has left nothing to lose: the next one takes its place.
     """
     folder = Path(args.save_dir)
-    if not resume and (folder / "run.json").is_file():
-        if any(folder.glob("last.pt")) or any(folder.glob("round_*/last.pt")):
-            raise InputError(f"{folder} already holds a run: continue it with --resume, or choose another --save_dir")
-        (folder / "log.jsonl").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
+    _lock(folder)
+    if not resume:
+        if any(any(folder.glob(where)) for where in ("last.pt", "best.pt", "round_*/last.pt", "round_*/best.pt")):
+            raise InputError(f"{folder} already holds a run: continue it with --resume, or choose another --save_dir")
+        if (folder / "run.json").is_file():
+            (folder / "log.jsonl").unlink(missing_ok=True)
     return folder
+
+
+_LOCKS: dict[Path, object] = {}  # open files: a lock lasts as long as its file is open, in this process alone
+
+
+def _lock(folder: Path) -> None:
+    """InputError while another process trains into `folder`."""
+    if folder.resolve() in _LOCKS:
+        return
+    file = open(folder / ".lock", "w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise InputError(f"another run is writing into {folder}: wait for it, or choose another --save_dir") from error
+    except OSError:  # a file system without locks
+        pass
+    _LOCKS[folder.resolve()] = file
 
 
 def describe_run(args, device: torch.device, **more) -> dict:
@@ -57,7 +79,7 @@ def write_run(folder: Path, facts: dict, *, resume: bool) -> None:
     """run.json; a resumed run is appended under "resumed", the first description stays."""
     path = folder / "run.json"
     if resume and path.is_file():
-        first = json.loads(path.read_text(encoding="utf-8"))
+        first = read_json(path, "remove it; the run's flags are also in last.pt")
         first.setdefault("resumed", []).append(facts)
         facts = first
     write_json(path, facts)

@@ -55,24 +55,24 @@ def test_every_broken_study_is_listed_once(annotation, depth):
     studies = read_annotation(annotation)
     settings = {"cleaning": "iu_xray", "max_views": 2, "progress": False}
     broken = check_studies(studies, annotation.parent / "images", depth=depth, **settings)
-    assert set(broken) == {"cut", "gone", "mute", "bare", "twin"}
-    assert "no image" in broken["gone"] and "empty report" in broken["mute"] and "2 times" in broken["twin"]
+    assert set(broken) == {"cut", "gone", "mute", "bare", "twin (number 2)"}
+    assert "no image" in broken["gone"] and "empty report" in broken["mute"] and "before" in broken["twin (number 2)"]
     problems = Problems()
     assert without_broken(studies, broken, skip=False, problems=problems) == studies
     with pytest.raises(InputError) as message:
         problems.stop_if_any()
     assert all(name in str(message.value) for name in broken) and "--skip_broken" in str(message.value)
     left = without_broken(studies, broken, skip=True, problems=Problems())
-    assert [study.id for study in left["train"]] == ["fine"] and left["val"] == []
+    assert [study.id for study in left["train"]] == ["fine", "twin"] and left["val"] == []
     card = data_card(left, broken, name="made", ann_path=annotation, max_views=2)
-    assert card["splits"]["train"]["studies"] == 1 and len(card["skipped"]) == 5
+    assert card["splits"]["train"]["studies"] == 2 and len(card["skipped"]) == 5
     assert "broken and skipped: 5" in card_text(card)
 
 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ("{", "not a JSON file"),
+        ("{", "cannot be read as JSON"),
         ("[]", "annotation format"),
         ('{"train": [{"id": 1}], "val": [], "test": []}', "train row 0"),
     ],

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from data.check.findings import FOUND, MISSING, UNUSUAL, WRONG, Findings
-from data.studies import SPLITS, is_study
+from data.studies import SPLITS, row_fault
 from modules.artefact import sha256
 from modules.text.cleaning import clean_report
 from modules.text.earlier import sentences, speaks_of_earlier
@@ -60,10 +60,11 @@ def _read(found: Findings, args) -> dict[str, list[dict]] | None:
         text = f'{path} is not R2Gen\'s layout {{"train": [...], "val": [...], "test": [...]}}'
         found.add(GROUP, WRONG, what, text, how)
         return None
-    faulty = [f"{split} row {n}" for split in SPLITS for n, row in enumerate(content[split]) if not is_study(row)]
-    text = "rows lack id, report (text) or image_path (list of paths)"
+    faults = [(f"{split} row {n}", row_fault(row)) for split in SPLITS for n, row in enumerate(content[split])]
+    faulty = [f"{where} {fault}" for where, fault in faults if fault]
+    text = "rows are no studies"
     found.judge(GROUP, what, faulty, WRONG, f"{path} is R2Gen's layout", text, "mend these rows")
-    return {split: [row for row in content[split] if is_study(row)] for split in SPLITS}
+    return {split: [row for row in content[split] if not row_fault(row)] for split in SPLITS}
 
 
 def _counts(found: Findings, args, rows) -> None:

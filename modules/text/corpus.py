@@ -4,17 +4,19 @@ Cleaning 270,790 reports takes a while; the result lies beside the data set's ot
 annotation, and is read back in a moment the next time. `words[flat[starts[n] : starts[n + 1]]]` are report n's words.
 """
 
+import struct
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from modules.artefact import write_atomic
+from modules.artefact import checksum, write_atomic
 from modules.text.cleaning import clean_report
 
-VERSION = 1
+VERSION = 2
 CHUNK = 10_000
 
 
@@ -72,7 +74,12 @@ class Corpus:
     def save(self, path: str | Path) -> None:
         """Write whole or not at all."""
         facts = {"words": "\n".join(self.words), "flat": self.flat, "starts": self.starts, "rule": self.rule}
+        facts["checksum"] = _sum_of(facts)
         write_atomic(path, lambda temporary: _save(temporary, facts))
+
+
+def _sum_of(facts: dict) -> int:
+    return checksum(str(facts["words"]), facts["flat"], facts["starts"], str(facts["rule"]))
 
 
 def _save(path: Path, facts: dict) -> None:
@@ -86,9 +93,11 @@ def corpus_of(reports: Sequence[str], rule: str, path: Path) -> Corpus:
         try:
             with np.load(path) as file:
                 kept = {name: file[name] for name in file.files}
-            if int(kept["version"]) == VERSION and len(kept["starts"]) == len(reports) + 1 and str(kept["rule"]) == rule:
+            sound = int(kept["version"]) == VERSION and int(kept["checksum"]) == _sum_of(kept)
+            if sound and len(kept["starts"]) == len(reports) + 1 and str(kept["rule"]) == rule:
                 return Corpus(str(kept["words"]).split("\n"), kept["flat"], kept["starts"], rule=rule)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, LookupError, TypeError, EOFError, NotImplementedError, SyntaxError, MemoryError,
+                zlib.error, struct.error, zipfile.BadZipFile) as error:  # fmt: skip
             print(f"{path} cannot be read ({error}), cleaning the reports again")
     made = Corpus.of(reports, rule)
     made.save(path)
