@@ -43,7 +43,7 @@ def read_weights(args, argv):
         return parse(argv, "test", systems=SYSTEMS, carried=content["flags"]), content
     for name, path in SYSTEMS[args.model].released_files.get(args.dataset_name, {}).items():
         if name not in args.typed:
-            setattr(args, name, path)
+            setattr(args, name, path.format(data_dir=args.data_dir))
     return args, content
 
 

@@ -21,7 +21,7 @@ from modules.errors import InputError, Problems, entry
 from modules.flags import all_flags, kept_flags, parse
 from modules.generation import write_split
 from modules.precision import Precision, choose_device, seed_everything
-from modules.run_folder import RunLog, describe_run, open_run, write_run
+from modules.run_folder import RunLog, check_inputs, describe_run, open_run, write_run
 from modules.scoring.meteor import Meteor
 from modules.scoring.metrics import metric_keys, score
 from modules.scoring.predictions import R2GenReferences
@@ -37,8 +37,12 @@ def read_flags(argv):
     record = (record.parent if record.is_file() else record) / "run.json"
     if not record.is_file():
         raise InputError(f"--resume: no run in {record.parent}; the folder is chosen by --save_dir")
-    first = json.loads(record.read_text(encoding="utf-8"))["flags"]
-    resumed = parse(argv, "train", systems=SYSTEMS, carried={k: v for k, v in first.items() if k != "resume"})
+    run = json.loads(record.read_text(encoding="utf-8"))
+    latest = [run, *run.get("resumed", [])][-1]["flags"]
+    resumed = parse(argv, "train", systems=SYSTEMS, carried={k: v for k, v in latest.items() if k != "resume"})
+    fixed = sorted({"optimizer", "amsgrad"} & resumed.typed)
+    if any(getattr(resumed, name) != latest[name] for name in fixed):
+        raise InputError(f"--{', --'.join(fixed)}: the optimiser's state is of the kind that the run began with; leave it out")
     resumed.save_dir = str(record.parent)
     return resumed
 
@@ -60,6 +64,12 @@ def main(argv=None) -> None:
     problems.check(
         not (args.resume is not None and args.load), "--resume continues, --load starts anew: give one of the two"
     )
+    part = processes.count() * args.accumulate
+    problems.check(
+        args.batch_size >= part,
+        f"--batch_size {args.batch_size} is below {processes.count()} process(es) x --accumulate {args.accumulate}: "
+        f"some would never see a study; take at least {part}",
+    )
     monitors = [*metric_keys(("r2gen",)), *SUMS]
     problems.check(
         args.monitor_metric in monitors, f"--monitor_metric {args.monitor_metric}: choose from {', '.join(monitors)}"
@@ -74,6 +84,8 @@ def main(argv=None) -> None:
     folder = processes.from_first(lambda: open_run(args, resume=args.resume is not None))
     log = RunLog(folder)
     facts = describe_run(args, device, data=data.card, oracle_labels=data.oracle)
+    if args.resume is not None:
+        processes.from_first(lambda: check_inputs(folder, facts, args.typed))
     processes.from_first(lambda: write_run(folder, facts, resume=args.resume is not None))
     diagnosed = [split for split, names in inputs.items() if "diagnosis" in names]
     if diagnosed:

@@ -116,13 +116,14 @@ def _sum_of(manifest: dict) -> int:
     return checksum(json.dumps(manifest, ensure_ascii=False))
 
 
-def fingerprint(image_dir, paths: list[str]) -> str:
-    """Changes with any path, file size or date of change; a missing file counts as such."""
+def fingerprint(image_dir, paths: list[str], *, dates: bool = True) -> str:
+    """Changes with any path, file size or date of change (dates=False: not with these); a missing file counts as such."""
     digest = hashlib.sha256()
     for path in paths:
         try:
             facts = os.stat(f"{image_dir}/{path}")
-            digest.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+            date = facts.st_mtime_ns if dates else ""
+            digest.update(f"{path}\0{facts.st_size}\0{date}\n".encode())
         except (OSError, ValueError) as error:  # missing, or a path that no file can have
             digest.update(f"{path}\0{type(error).__name__}\n".encode())
     return digest.hexdigest()

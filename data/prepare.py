@@ -86,6 +86,8 @@ def _open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts: 
     for split, rows in studies.items():
         problems.check(bool(rows or not everything[split]), f"--skip_broken leaves no {split} study: all are broken")
     card = data_card(studies, broken, name=args.dataset_name, ann_path=args.ann_path, max_views=args.max_views)
+    used = [path for rows in studies.values() for path in _paths(args, rows)]
+    card["images_sha256"] = fingerprint(args.image_dir, used, dates=False)
     data = RunData(studies, card, {split: len(rows) for split, rows in everything.items()}, texts=reports)
     data.caches = caches
     if not problems.texts:

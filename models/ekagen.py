@@ -75,7 +75,7 @@ FLAGS = (
          choices=VIEWS),
 )
 # fmt: on
-_BASE = "knowledge/released/knowledge_prompt_"
+_RELEASED = {"diagnosisbot": "knowledge/released/diagnosisbot.pth", "adm_masks": "{data_dir}/images300_array"}
 
 
 class Aligner(nn.Module):
@@ -123,8 +123,8 @@ class EKAGen(System):
         },
     }  # fmt: skip
     released_files = {
-        "iu_xray": {"diagnosisbot": "knowledge/released/diagnosisbot.pth", "knowledge_path": f"{_BASE}iu.pkl"},
-        "mimic_cxr": {"diagnosisbot": "knowledge/released/diagnosisbot.pth", "knowledge_path": f"{_BASE}mimic.pkl"},
+        "iu_xray": {**_RELEASED, "knowledge_path": "knowledge/released/knowledge_prompt_iu.pkl"},
+        "mimic_cxr": {**_RELEASED, "knowledge_path": "knowledge/released/knowledge_prompt_mimic.pkl"},
     }
     released_key = "model"
     sizes = (

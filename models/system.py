@@ -22,8 +22,9 @@ class System(nn.Module):
 
     flags: what this system reads beside the flags of every run. presets: data set -> {flag: value}, the published numbers;
     what is not named keeps the flag's default. released_files: data set -> {flag: where the authors' file is expected}
-    when --load is one of theirs. sizes: (what a user can name, tensor of the state_dict, axis) for the message about
-    released weights of another shape. released_key: where the weights lie in the authors' file.
+    when --load is one of theirs; "{data_dir}" in it stands for that flag. sizes: (what a user can name, tensor of the
+    state_dict, axis) for the message about released weights of another shape. released_key: where the weights lie in the
+    authors' file.
     """
 
     title: ClassVar[str]

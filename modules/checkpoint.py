@@ -99,6 +99,18 @@ def is_ours(content: dict) -> bool:
     return {"format", "flags", "tokenizer", "model"} <= set(content)
 
 
+def check_finite(state: dict, what: str) -> None:
+    """InputError when a tensor of a state_dict holds a value that is no finite number. One wait for the device."""
+    floats = {name: value for name, value in state.items() if value.is_floating_point()}
+    finite = torch.stack([value.isfinite().all() for value in floats.values()]).tolist() if floats else []
+    broken = [name for name, holds in zip(floats, finite) if not holds]
+    if broken:
+        raise InputError(
+            f"{what}: {len(broken)} of {len(floats)} tensors hold values that are not finite, such as {broken[0]}; the "
+            "training diverged: lower --lr_ed and --lr_ve and go on from an earlier checkpoint"
+        )
+
+
 def rename_keys(state: dict, rules, what: str) -> dict:
     """The authors' state_dict in our names: every key has one rule, a rule's None drops what is built anew.
 
@@ -152,4 +164,5 @@ def load_weights(system, state: dict, source: str, facts: dict | None = None) ->
         lines += [f"{len(missing)} missing: {', '.join(missing[:3])}"] * bool(missing)
         lines += [f"{len(extra)} unknown: {', '.join(extra[:3])}"] * bool(extra)
         raise InputError(f"{source} does not fit this run:\n  - " + "\n  - ".join(lines))
+    check_finite(state, source)
     system.load_state_dict(state, strict=True)

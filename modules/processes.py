@@ -20,18 +20,23 @@ PATIENCE = timedelta(days=7)
 
 def start(device: torch.device) -> torch.device:
     """Join the run that torchrun started, if it did; returns this process's own device. Only the first one prints."""
+    own = os.getpid()
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        for asked in (signal.SIGTERM, signal.SIGHUP):  # leave as on Ctrl-C: a checkpoint that is being written gets whole
+            signal.signal(asked, lambda number, _: sys.exit(128 + number) if os.getpid() == own else os._exit(128 + number))
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    own = os.getpid()
     signal.signal(signal.SIGTERM, lambda *_: ended() if os.getpid() == own else os._exit(143))
     if rank() > 0:
         os.environ["TQDM_DISABLE"] = "1"
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     return device
+
+
+_alone = False  # within from_first
 
 
 def rank() -> int:
@@ -40,13 +45,18 @@ def rank() -> int:
 
 
 def count() -> int:
-    """How many processes this run has."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    """How many processes this run has; within `from_first` one, since the others wait for its result."""
+    return distributed.get_world_size() if distributed.is_initialized() and not _alone else 1
 
 
 def from_first(function: Callable):
     """What `function()` returns in the first process, in every process; it is called nowhere else."""
-    value = function() if rank() == 0 else None
+    global _alone
+    outside, _alone = _alone, True
+    try:
+        value = function() if rank() == 0 else None
+    finally:
+        _alone = outside
     if count() > 1:
         box = [value]
         distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))

@@ -75,6 +75,28 @@ def describe_run(args, device: torch.device, **more) -> dict:
     }
 
 
+def check_inputs(folder: Path, facts: dict, typed: frozenset) -> None:
+    """Raises InputError when a run that goes on would read other files than it began with; a typed path may be another's.
+
+    facts: those of the resumed run (describe_run). Compared are the hashes of its input files and of the images.
+    """
+    first = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    changed = [
+        f"--{name} {facts['inputs'][name]['path']}"
+        for name in first["inputs"]
+        if name in facts["inputs"] and name not in typed
+        and facts["inputs"][name]["sha256"] != first["inputs"][name]["sha256"]
+    ]  # fmt: skip
+    images = first["data"].get("images_sha256")
+    if images is not None and images != facts["data"].get("images_sha256") and not {"image_dir", "data_dir"} & typed:
+        changed.append("the images (names or sizes)")
+    if changed:
+        raise InputError(
+            f"--resume: these have changed since {folder} began: {', '.join(changed)}; bring them back, or start anew with "
+            "another --save_dir"
+        )
+
+
 def write_run(folder: Path, facts: dict, *, resume: bool) -> None:
     """run.json; a resumed run is appended under "resumed", the first description stays."""
     path = folder / "run.json"

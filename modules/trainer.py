@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -11,11 +12,21 @@ from torch import nn
 from tqdm import tqdm
 
 from modules import processes
-from modules.checkpoint import CheckpointWriter, load_checkpoint, random_states, restore_random_states, snapshot
+from modules.checkpoint import (
+    CheckpointWriter,
+    check_finite,
+    load_checkpoint,
+    load_weights,
+    random_states,
+    restore_random_states,
+    snapshot,
+)
 from modules.errors import InputError
 from modules.optimizers import make_optimizer, make_scheduler
 from modules.precision import Precision
 
+# flags of the optimiser and its schedule that may change when a run goes on
+RATES = frozenset(("lr_ve", "lr_ed", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "step_size", "lr_gamma"))
 SUMS = {"r2gen/xsum": {"r2gen/BLEU_4": 1.0, "r2gen/BLEU_1": 0.33, "r2gen/METEOR": 0.67}}  # Wang et al. 2022
 
 
@@ -64,24 +75,27 @@ class Trainer:
     def fit(self) -> Path:
         """Train up to --epochs; returns the path of the best checkpoint."""
         with CheckpointWriter() as writer:
-            while self.epoch < self.args.epochs:
+            while self.epoch < self.args.epochs and not self.patience_over():
                 self.train_epoch()
                 self.epoch += 1
                 self.scheduler.step()
                 processes.same_buffers(self.system)
                 won = self.note(self.validate(self.system))
                 self.save(writer, won)
-                if self.args.early_stop and self.epoch - self.best_epoch >= self.args.early_stop:
-                    self.log.write("stop", epoch=self.epoch, reason=f"no better value in {self.args.early_stop} epochs")
-                    break
+        if self.patience_over():
+            self.log.write("stop", epoch=self.epoch, reason=f"no better value in {self.args.early_stop} epochs")
         processes.barrier()  # best.pt is whole before anyone reads it
         return self.folder / "best.pt"
+
+    def patience_over(self) -> bool:
+        """Whether --early_stop epochs have passed without a better value."""
+        return bool(self.args.early_stop) and self.epoch - self.best_epoch >= self.args.early_stop
 
     def train_epoch(self) -> None:
         self.system.train()
         self.loader.dataset.epoch = self.epoch
         start = mark = time.perf_counter()
-        waited, studies, sums = 0.0, 0, {}
+        waited, studies, seen = 0.0, 0, {}
         steps = math.ceil(len(self.loader) / self.args.accumulate)
         title = f"epoch {self.epoch + 1}/{self.args.epochs}"
         bar = tqdm(self._steps(), total=steps, desc=title, leave=False, mininterval=1, disable=None)
@@ -89,13 +103,14 @@ class Trainer:
             waited += time.perf_counter() - mark
             losses = self.update([batch.to(self.device) for batch in batches])
             studies += int(losses.pop("studies"))
-            sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
+            for name, value in losses.items():
+                seen.setdefault(name, []).append(value)
             mark = time.perf_counter()
             facts = {"wait": waited / (mark - start), "studies_per_s": studies / (mark - start)}
             bar.set_postfix({k: f"{v:.3g}" for k, v in {**losses, **facts}.items()}, refresh=False)
             if number % self.args.log_every == 0:
                 self.log.write("step", quiet=True, epoch=self.epoch + 1, step=self.step, **losses, **facts)
-        means = {f"train/{name}": value / max(number, 1) for name, value in sums.items()}
+        means = {f"train/{name}": sum(values) / len(values) for name, values in seen.items()}
         rates = {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
         self.log.write("epoch", epoch=self.epoch + 1, step=self.step, **means, **rates, **facts)
 
@@ -133,7 +148,11 @@ class Trainer:
         if self.args.clip_value:
             torch.nn.utils.clip_grad_value_(self.parameters, self.args.clip_value)
         *values, norm = torch.cat((processes.total(parts), norm[None])).tolist()
-        values = {**dict(zip([*names, "loss"], values)), "grad_norm": norm, "studies": totals["studies"]}
+        values = {**dict(zip([*names, "loss"], values)), "studies": totals["studies"]}
+        if self.precision.scaler.is_enabled():  # gradients beyond fp16: the scaler skips the step and lowers its scale
+            values["skipped_steps"] = float(not math.isfinite(norm))
+        if math.isfinite(norm) or not self.precision.scaler.is_enabled():
+            values["grad_norm"] = norm
         if not math.isfinite(values["loss"]):
             studies = ", ".join(name for batch in batches for name in batch.ids)
             raise InputError(
@@ -164,8 +183,13 @@ class Trainer:
         return won
 
     def save(self, writer: CheckpointWriter, won: bool) -> None:
-        """Write last.pt and, if this epoch won, best.pt, which lacks what only going on needs. The first process writes."""
+        """Write best.pt, if this epoch won, which lacks what only going on needs; then last.pt. The first process writes.
+
+        In this order: a last.pt that names a best value never stands beside an older best.pt. InputError for weights that
+        are not finite.
+        """
         random = processes.gather({processes.rank(): random_states()})
+        check_finite(self.system.state_dict(), f"the weights after epoch {self.epoch}")
         if processes.rank() > 0:
             return
         content = {
@@ -182,8 +206,8 @@ class Trainer:
             "scaler": self.precision.scaler.state_dict(),
             "random": [random[rank] for rank in sorted(random)],
         }
-        files = {self.folder / "last.pt": content | training}
-        writer.write(files | {self.folder / "best.pt": content} if won else files)
+        best = {self.folder / "best.pt": content} if won else {}
+        writer.write(best | {self.folder / "last.pt": content | training})
 
     def resume(self, path: Path) -> None:
         """Go on from a `last.pt`. InputError when it has no training state or was trained with other words."""
@@ -194,12 +218,25 @@ class Trainer:
             )
         if state["tokenizer"] != self.carried["tokenizer"]:
             raise InputError(f"{path} was trained with another vocabulary: the training reports have changed")
-        self.system.load_state_dict(state["model"], strict=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        load_weights(self.system, state["model"], str(path))
+        self._resume_optimizer(state)
         self.precision.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         if processes.rank() < len(state["random"]):
             restore_random_states(state["random"][processes.rank()])
         self.log.write("resume", epoch=self.epoch, step=self.step, checkpoint=str(path))
+
+    def _resume_optimizer(self, state: dict) -> None:
+        """Moments and schedule of a checkpoint; rates and decays that were typed beside --resume win."""
+        fresh = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if not RATES & self.args.typed:
+            self.scheduler.load_state_dict(state["scheduler"])
+            return
+        for group, settings in zip(self.optimizer.param_groups, fresh):
+            group.update({name: value for name, value in settings.items() if name != "params"})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step\\(\\)`")
+            for _ in range(state["epoch"]):
+                self.scheduler.step()

@@ -361,7 +361,8 @@ def test_trigram_block_is_on_for_beam_one_alone():
 
 
 def test_a_flag_of_another_system_is_refused():
-    with pytest.raises(InputError, match=r"--theta \(read by ekagen\), --mem_size \(read by .*r2gencmn.*\): --model r2gen does not read that"):
+    text = r"--theta \(read by ekagen\), --mem_size \(read by .*r2gencmn.*\): --model r2gen does not read that"
+    with pytest.raises(InputError, match=text):
         parse(["--model", "r2gen", "--theta", "0.2", "--mem_size", "8"], "train", systems=SYSTEMS)
 
 

@@ -75,7 +75,8 @@ def clinical_statistics(labeler: str, reference: np.ndarray, prediction: np.ndar
             for number, value in enumerate(VALUES):
                 key = f"ce/{labeler}/{name}/{{}}/{rule}/{value}".format
                 found[key("micro")] = Statistic(counts, partial(_micro, labels=labels, number=number))
-                found[key("macro")] = Statistic(counts, partial(_macro, labels=labels, number=number))
+                macro = partial(_macro, labels=labels, number=number)
+                found[key("macro")] = Statistic(counts, macro, partial(macro, held=expected[:, labels].any(0)))
                 found[key("example")] = Statistic(examples, partial(_mean, number=number))
     order = [f"ce/{labeler}/{n}/{a}/{r}/{v}" for n in LABEL_SETS for a in AVERAGES for r in RULES for v in VALUES]
     return {key: found[key] for key in order}
@@ -99,8 +100,15 @@ def _micro(sums: np.ndarray, labels: list[int], number: int) -> np.ndarray:
     return _ratios(*(part.sum(-1) for part in _split(sums, labels)))[number]
 
 
-def _macro(sums: np.ndarray, labels: list[int], number: int) -> np.ndarray:
-    return _ratios(*_split(sums, labels))[number].mean(-1)
+def _macro(sums: np.ndarray, labels: list[int], number: int, held: np.ndarray | None = None) -> np.ndarray:
+    """Mean over the labels. held, bool [labels]: those that the split's references state; one that a resample did not draw
+    is left out of its mean, since a value of 0 would say that the system missed it."""
+    hits, predicted, expected = _split(sums, labels)
+    values = _ratios(hits, predicted, expected)[number]
+    if held is None:
+        return values.mean(-1)
+    drawn = ~held | (expected > 0)
+    return (values * drawn).sum(-1) / np.maximum(drawn.sum(-1), 1)
 
 
 def _mean(sums: np.ndarray, number: int) -> np.ndarray:

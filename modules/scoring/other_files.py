@@ -85,7 +85,7 @@ def _against(path: Path, pairs: Sequence[tuple[str, str]], split: Split | None) 
 
 
 def _check_ours(path: Path, rows: list[dict[str, str]], split: Split) -> list[dict[str, str]]:
-    """Our file against a split: same ids, same raw references; its own columns are kept."""
+    """Our file against a split: same ids, same raw references. The references are made anew; its other columns are kept."""
     try:
         check_ids([row["id"] for row in rows], split.reports)
     except InputError as error:
@@ -95,7 +95,8 @@ def _check_ours(path: Path, rows: list[dict[str, str]], split: Split) -> list[di
         raise InputError(
             f"{path}: the references of {len(other)} studies are not those of --reference, such as {other[:3]}"
         )
-    return rows
+    made = {row["id"]: row for row in split.rows({row["id"]: row["prediction"] for row in rows})}
+    return [row | made[row["id"]] for row in rows]
 
 
 def _in_order(path: Path, table: list[list[str]], header: list[str], split: Split | None) -> list[dict[str, str]]:

@@ -22,11 +22,13 @@ _CELLS = 4_000_000  # of resamples x studies held at once: 32 MB
 class Statistic:
     """A metric: what it needs of each study, [B, S], and the function from sums [..., S] over studies to values [...].
 
-    Metrics that share one array `rows` are resampled together.
+    Metrics that share one array `rows` are resampled together. of_resamples: in place of `of_sums` for resampled studies,
+    where a draw may miss what the whole split has.
     """
 
     rows: np.ndarray
     of_sums: Callable[[np.ndarray], np.ndarray]
+    of_resamples: Callable[[np.ndarray], np.ndarray] | None = None
 
     def corpus(self, chosen: np.ndarray | None = None) -> float:
         """The value over all studies, or over those that are True in `chosen` [B]."""
@@ -65,7 +67,8 @@ def resampled(statistics: Mapping[str, Statistic], resamples: int = RESAMPLES) -
     parts = [weights @ stacked for weights in resample_weights(len(stacked), resamples)]
     split = np.split(np.concatenate(parts), ends[:-1], axis=1)
     sums = dict(zip(arrays, split))
-    return {key: statistic.of_sums(sums[id(statistic.rows)]) for key, statistic in statistics.items()}
+    values = {key: statistic.of_resamples or statistic.of_sums for key, statistic in statistics.items()}
+    return {key: values[key](sums[id(statistic.rows)]) for key, statistic in statistics.items()}
 
 
 def interval(values: np.ndarray, level: float = LEVEL) -> list[float]:
