@@ -28,7 +28,7 @@ from modules.run_folder import describe_run
 from modules.scoring.commands import ORACLE, PUBLISHED, run_command, scoring_settings
 from modules.scoring.constant_report import best_constant_report
 from modules.scoring.optional_metrics import check_extra
-from modules.scoring.predictions import R2GenReferences, write_predictions
+from modules.scoring.predictions import R2GenReferences, unit_columns, write_predictions
 from modules.scoring.score_all import score_all, write_scores
 from modules.scoring.score_table import format_table
 from modules.text.tokenizer import Tokenizer
@@ -94,11 +94,17 @@ def main(argv=None) -> None:
     references = R2GenReferences(words, **rule)
     constant = best_constant_report(data.texts["train"], data.texts["val"], references)
     studies = data.studies[args.split]
-    rows = [references.row(study.id, study.report, **written[study.id], constant=constant) for study in studies]
+    rows = [
+        references.row(study.id, study.report, **written[study.id], constant=constant, **units)
+        for study, units in zip(studies, unit_columns(studies))
+    ]
     folder = results_folder(args, ours)
     predictions = folder / f"predictions_{args.split}.csv"
     write_predictions(predictions, rows)
-    scores = score_all(rows, expected_ids=[study.id for study in studies], resamples=args.bootstrap, **scoring)
+    expected = [study.id for study in studies]
+    scores = score_all(
+        rows, expected_ids=expected, resamples=args.bootstrap, resample_by=args.resample_by, **scoring
+    )
     facts = {
         "split": args.split,
         "data_set": args.dataset_name,

@@ -25,12 +25,18 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """One study: id, raw report text, image paths below the image folder in the annotation's order, split."""
+    """One row of an annotation: id, raw report text, image paths below the image folder in the annotation's order, split.
+
+    A row is a study, or an image of one: study_id says which rows share a study, subject_id which share a patient ("" where
+    the annotation does not say it).
+    """
 
     id: str
     report: str
     images: tuple[str, ...]
     split: str
+    study_id: str = ""
+    subject_id: str = ""
 
 
 def read_annotation(path: str | Path) -> dict[str, list[Study]]:
@@ -58,7 +64,8 @@ def read_annotation(path: str | Path) -> dict[str, list[Study]]:
             if fault:
                 faults.add(f"{split} row {number}: {fault}")
             else:
-                studies[split].append(Study(str(row["id"]), row["report"], tuple(row["image_path"]), split))
+                units = ("" if row.get(name) is None else str(row[name]) for name in ("study_id", "subject_id"))
+                studies[split].append(Study(str(row["id"]), row["report"], tuple(row["image_path"]), split, *units))
     faults.texts[20:] = [f"... and {len(faults.texts) - 20} more rows"] if len(faults.texts) > 20 else []
     faults.stop_if_any(f"{path} has rows that are not studies")
     return studies

@@ -39,8 +39,8 @@ def label_annotation(ann_path: str, out: str, uncertain: str, phrases: str | Non
     if old and made_from.items() <= old.items() and old["table_sha256"] == sha256(out) and not phrases:
         print(f"{out} is there and was made from these reports: kept")
         return
-    mentions = [label_report(report) for _, _, report in rows]
-    table = [(split, name, label_values(found, uncertain)) for (split, name, _), found in zip(rows, mentions)]
+    mentions = [label_report(row.text) for row in rows]
+    table = [(row.split, row.id, label_values(found, uncertain)) for row, found in zip(rows, mentions)]
     write_label_table(out, table)
     positives = {label: sum(values[i] == 1 for _, _, values in table) for i, label in enumerate(CHEXPERT_14)}
     manifest = make_manifest(
@@ -49,7 +49,7 @@ def label_annotation(ann_path: str, out: str, uncertain: str, phrases: str | Non
         labels=list(CHEXPERT_14),
         source=str(ann_path),
         table_sha256=sha256(out),
-        studies={split: sum(row[0] == split for row in rows) for split in SPLITS},
+        studies={split: sum(row.split == split for row in rows) for split in SPLITS},
         positives=positives,
     )
     write_json(manifest_path(out), manifest)

@@ -168,6 +168,7 @@ FLAGS = (
     Flag("scoring", "reference_threshold", positive_int, 3, "protocol r2gen: rarer words of the references become <unk>", keep="default"),
 
     Flag("scoring", "bootstrap", natural, 1000, "resamples of the studies for 95% intervals and --compare, 0 = none", of=TEST),
+    Flag("scoring", "resample_by", str, "auto", "what a resample draws: patients or studies where rows share one (auto: the widest known), or rows", of=TEST, choices=("auto", "row", "study", "patient")),
     Flag("scoring", "chexbert_path", str, None, "your chexbert.pth: clinical metrics by CheXbert beside those of our rules", of=TEST),
     Flag("scoring", "chexbert_vocab", str, None, "vocab.txt of BERT-base-uncased [beside --chexbert_path]", of=TEST),
     Flag("scoring", "extra_metrics", str, (), "metrics of optional packages: radgraph[:MODEL], radeval:METRIC", of=TEST, nargs="+"),

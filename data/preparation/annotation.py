@@ -115,7 +115,7 @@ def compare_annotations(rows: Mapping[str, list[dict]], path: Path) -> list[str]
     lines = []
     for split in SPLITS:
         ours = {row["id"]: row["report"] for row in rows[split]}
-        theirs = {study: report for name, study, report in listed if name == split}
+        theirs = {row.id: row.text for row in listed if row.split == split}
         shared = [one for one in ours if one in theirs]
         texts = [one for one in shared if ours[one] != theirs[one]]
         spaces = sum(ours[one].split() == theirs[one].split() for one in texts)

@@ -14,10 +14,10 @@ from modules.scoring.meteor import Meteor
 from modules.scoring.metrics import METRICS, REFERENCE_COLUMNS, check_ids, checked_rows
 from modules.scoring.optional_metrics import check_extra
 from modules.scoring.other_files import Split, read_any, write_rexrank
-from modules.scoring.predictions import R2GenReferences, read_reports, write_predictions
-from modules.scoring.resampling import paired_differences
+from modules.scoring.predictions import R2GenReferences, read_reports, unit_columns, write_predictions
+from modules.scoring.resampling import Units, paired_differences, units_of
 from modules.scoring.score_all import make_labelers, measure_all, score_all, write_scores
-from modules.scoring.score_table import format_table, markdown
+from modules.scoring.score_table import drawn, format_table, markdown
 from modules.scoring.tables import read_run, render, table_rows
 
 PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text(encoding="utf-8"))
@@ -49,15 +49,16 @@ def read_split(args) -> Split | None:
         return None
     path = args.reference or args.ann_path
     rows = read_reports(path, "--reference" if args.reference else "--ann_path")
-    reports = {split: [text for name, _, text in rows if name == split] for split in ("train", "val")}
-    chosen = {study: text for name, study, text in rows if name == args.split}
+    reports = {split: [row.text for row in rows if row.split == split] for split in ("train", "val")}
+    chosen = [row for row in rows if row.split == args.split]
     if not chosen:
         raise InputError(f"{path} has no {args.split} studies")
     rule = {"rule": args.cleaning, "threshold": args.reference_threshold, "max_words": args.reference_words}
     references = R2GenReferences(reports["train"], **rule)
     print(f"{path}, {args.split}: {len(chosen)} studies, prepared as {args.dataset_name} (--dataset_name): {rule}")
     constant = best_constant_report(reports["train"], reports["val"], references) if reports["val"] else None
-    return Split(args.split, chosen, references, constant)
+    units = dict(zip((row.id for row in chosen), unit_columns(chosen)))
+    return Split(args.split, {row.id: row.text for row in chosen}, references, constant, units)
 
 
 def scoring_settings(args) -> dict:
@@ -76,7 +77,7 @@ def score_file(args) -> None:
     again = ours and folder.resolve() == path.parent.resolve()
     if not again and (folder / "run.json").is_file():
         raise InputError(f"--save_dir: {folder} holds a run of its own; choose another folder for the scores of {path}")
-    scores = score_all(rows, resamples=args.bootstrap, **settings)
+    scores = score_all(rows, resamples=args.bootstrap, resample_by=args.resample_by, **settings)
     if split is None:
         scores.metrics["notes"]["ids"] = "not checked against a split: give --reference annotation.json"
     record = folder / f"metrics_{args.split}.json"
@@ -125,10 +126,11 @@ def compare_files(args) -> None:
             raise InputError(f"--compare: {len(other)} studies have other {protocol} references, such as {other[:3]}")
     with Meteor() as meteor:
         a, b = (measure_all([drop_constant(row) for row in rows], meteor=meteor, **settings) for rows in both)
-    found = paired_differences(
-        *({key: one for key, one in side[0].items() if one is not None} for side in (a, b)), args.bootstrap
-    )
-    print(comparison_table(found, args.compare, args.protocols))
+    # a file of another program may lack the columns that say which rows share a study
+    units = max((units_of(rows, args.resample_by) for rows in both), key=lambda units: len(units.of_row) - units.count)
+    known = [{key: one for key, one in side[0].items() if one is not None} for side in (a, b)]
+    found = paired_differences(*known, args.bootstrap, units.of_row)
+    print(comparison_table(found, args.compare, args.protocols, units))
     for path in args.compare:
         if read_facts(path, args.split).get("oracle_labels"):
             print(f"{path}: {ORACLE}")
@@ -136,7 +138,8 @@ def compare_files(args) -> None:
         print(f"{name}: {reason}")
     if args.out:
         files = [{"path": str(path), "sha256": sha256(path)} for path in args.compare]
-        content = {"a": files[0], "b": files[1], "studies": len(both[0]), "resamples": args.bootstrap, "metrics": found}
+        content = {"a": files[0], "b": files[1], "studies": len(both[0]), "resamples": args.bootstrap, "unit": units.name,
+                   "units": units.count, "metrics": found}  # fmt: skip
         write_json(args.out, content)
         print(f"written: {args.out}, every key")
 
@@ -145,7 +148,7 @@ def drop_constant(row: Mapping[str, str]) -> dict[str, str]:
     return {column: text for column, text in row.items() if column != "constant"}
 
 
-def comparison_table(found: Mapping[str, dict], names, protocols) -> str:
+def comparison_table(found: Mapping[str, dict], names, protocols, units: Units) -> str:
     """The keys that people read: text metrics, and F1 of 14 and 5 labels. Every key is in the file of --out."""
     keys = [f"{protocol}/{name}" for protocol in protocols for name in METRICS]
     keys += [key for key in found if key.endswith("/f1") and key.startswith("ce/")]
@@ -159,7 +162,8 @@ def comparison_table(found: Mapping[str, dict], names, protocols) -> str:
         lines.append([key, *numbers, f"{one['p']:.3f}", verdict])
     head = [f"a: {names[0]}", f"b: {names[1]}", ""]
     note = (
-        "equal: the interval of the difference holds 0 (paired bootstrap over studies; not corrected for many metrics)."
+        f"equal: the interval of the difference holds 0 (paired bootstrap, {drawn(units.name, units.count)}; not corrected "
+        "for many metrics)."
     )
     return "\n".join([*head, *markdown(lines, words=1), "", note])
 

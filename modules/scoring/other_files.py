@@ -13,7 +13,7 @@ Wherever ids stand they must be those of the split, each once; the references co
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from modules.artefact import write_json
@@ -30,18 +30,25 @@ REFERENCE_COLUMNS = ("reference", "ground_truth", "ground truth", "gt", "gts", "
 
 @dataclass(frozen=True)
 class Split:
-    """What a foreign file is scored against: {id: raw report} in the annotation's order, and its preparation."""
+    """What a foreign file is scored against: {id: raw report} in the annotation's order, and its preparation.
+
+    units: {id: its columns study_id and subject_id}, where the annotation names them.
+    """
 
     name: str
     reports: Mapping[str, str]
     references: R2GenReferences
     constant: str | None = None
+    units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def rows(self, predictions: Mapping[str, str]) -> list[dict[str, str]]:
         """Rows of our predictions file; InputError that names ids missing or unexpected."""
         check_ids(predictions, self.reports)
         more = {} if self.constant is None else {"constant": self.constant}
-        return [self.references.row(study, text, predictions[study], **more) for study, text in self.reports.items()]
+        return [
+            self.references.row(study, text, predictions[study], **more, **self.units.get(study, {}))
+            for study, text in self.reports.items()
+        ]
 
 
 def read_any(path: str | Path, split: Split | None) -> list[dict[str, str]]:

@@ -3,8 +3,9 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from modules.artefact import write_atomic
 from modules.errors import InputError, Problems
@@ -12,6 +13,7 @@ from modules.text.cleaning import RULES, SPLITS, UNKNOWN, clean_report, count_wo
 
 # rule -> (training count a word needs to be kept, words a reference may have) of protocol r2gen.
 R2GEN_LIMITS = {"iu_xray": (3, 59), "mimic_cxr": (10, 99)}
+UNIT_COLUMNS = ("study_id", "subject_id")  # which rows share a study or a patient
 COLUMNS = ("id", "reference", "prediction", "reference_clean", "reference_r2gen")
 
 
@@ -139,8 +141,24 @@ def read_predictions(path: str | Path) -> list[dict[str, str]]:
     return rows
 
 
-def read_reports(path: str | Path, flag: str) -> list[tuple[str, str, str]]:
-    """[(split, id, report)] of an annotation in R2Gen's format; images are not looked at.
+class Report(NamedTuple):
+    """One row of an annotation without its images; study and patient are "" where the annotation does not name them."""
+
+    split: str
+    id: str
+    text: str
+    study_id: str = ""
+    subject_id: str = ""
+
+
+def unit_columns(rows: Sequence[Report]) -> list[dict[str, str]]:
+    """The columns study_id and subject_id of each row, as far as any row has them; also of data.studies.Study."""
+    names = [name for name in UNIT_COLUMNS if any(getattr(row, name) for row in rows)]
+    return [{name: getattr(row, name) for name in names} for row in rows]
+
+
+def read_reports(path: str | Path, flag: str) -> list[Report]:
+    """The rows of an annotation in R2Gen's format; images are not looked at.
 
     Raises InputError, under the name of the flag that gave the path, where it is not one, or an id repeats.
     """
@@ -163,7 +181,8 @@ def read_reports(path: str | Path, flag: str) -> list[tuple[str, str, str]]:
                 problems.add(f"{where}: id {study['id']!r} occurs twice")
             else:
                 seen.add(str(study["id"]))
-                rows.append((split, str(study["id"]), study["report"]))
+                units = ("" if study.get(name) is None else str(study[name]) for name in UNIT_COLUMNS)
+                rows.append(Report(split, str(study["id"]), study["report"], *units))
     problems.texts[10:] = [f"and {len(problems.texts) - 10} more"] if len(problems.texts) > 10 else []
     problems.stop_if_any(f"{flag}: {path} is not complete")
     return rows

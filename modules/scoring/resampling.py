@@ -2,18 +2,24 @@
 
 Every metric here is a function of numbers summed (or averaged) over studies: BLEU of n-gram counts, METEOR of its match
 counts, ROUGE-L and CIDEr of a mean, F1 of hits and misses. So resampling studies is one matrix product, and no text is
-read twice.
+read twice. Rows that share a study or a patient are not independent: they are drawn together (`units_of`).
 
-Source: Koehn 2004 (bootstrap over the test set), Efron and Tibshirani 1993 (percentile interval).
+Source: Koehn 2004 (bootstrap over the test set), Efron and Tibshirani 1993 (percentile interval), Davison and Hinkley 1997
+(resampling of clusters).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from modules.errors import InputError
+
 RESAMPLES = 1000
 LEVEL = 0.95
+_COLUMN_OF = {"patient": "subject_id", "study": "study_id"}  # the widest first
+RESAMPLE_BY = ("auto", "row", *_COLUMN_OF)
 _SEED = 20220401  # fixed: two people who score one file get one interval
 _CELLS = 4_000_000  # of resamples x studies held at once: 32 MB
 
@@ -40,6 +46,34 @@ class Statistic:
         return self.of_sums(self.rows)
 
 
+class Units(NamedTuple):
+    """What a resample draws: its name, how many there are, and the one each row belongs to, [B] from 0 in row order."""
+
+    name: str
+    count: int
+    of_row: np.ndarray
+
+
+def units_of(rows: Sequence[Mapping[str, str]], by: str = "auto") -> Units:
+    """The units of the rows of a predictions file; a row whose column is empty is a unit of its own.
+
+    by: "row", "study" (column study_id), "patient" (subject_id), or "auto": patients where rows share one, else studies
+    where rows share one, else rows. InputError for a column that is not there.
+    """
+    if by not in RESAMPLE_BY:
+        raise InputError(f"--resample_by {by}: choose from {', '.join(RESAMPLE_BY)}")
+    for name, column in _COLUMN_OF.items():
+        if by == name and not any(row.get(column) for row in rows):
+            raise InputError(f"--resample_by {by}: the predictions have no {column}; their annotation did not name it")
+        if by in (name, "auto"):
+            first: dict[tuple, int] = {}
+            keys = [(column, row[column]) if row.get(column) else ("id", row["id"]) for row in rows]
+            of_row = np.array([first.setdefault(key, len(first)) for key in keys], dtype=np.int64)
+            if by == name or len(first) < len(rows):
+                return Units(name, len(first), of_row)
+    return Units("row", len(rows), np.arange(len(rows)))
+
+
 def mean_statistic(values: np.ndarray) -> Statistic:
     """The mean of one value per study; ROUGE-L, CIDEr (document frequencies stay those of all studies)."""
     values = np.asarray(values, dtype=np.float64)
@@ -57,13 +91,23 @@ def resample_weights(studies: int, resamples: int = RESAMPLES) -> Iterator[np.nd
         yield counts.reshape(count, studies).astype(np.float64)
 
 
-def resampled(statistics: Mapping[str, Statistic], resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
-    """{key: [R] values over resampled studies}; every key sees the same draws, so differences are paired."""
+def resampled(
+    statistics: Mapping[str, Statistic], resamples: int = RESAMPLES, units: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """{key: [R] values over resampled units}; every key sees the same draws, so differences are paired.
+
+    units: the unit of each row, [B] (Units.of_row, or a part of it); None: each row is one.
+    """
     arrays = {id(statistic.rows): statistic.rows for statistic in statistics.values()}
     if not arrays or not resamples:
         return {}
     stacked = np.concatenate(list(arrays.values()), axis=1)
     ends = np.cumsum([rows.shape[1] for rows in arrays.values()])
+    if units is not None:
+        kept, of_row = np.unique(units, return_inverse=True)
+        together = np.zeros((len(kept), stacked.shape[1]))
+        np.add.at(together, of_row, stacked)
+        stacked = together
     parts = [weights @ stacked for weights in resample_weights(len(stacked), resamples)]
     split = np.split(np.concatenate(parts), ends[:-1], axis=1)
     sums = dict(zip(arrays, split))
@@ -77,13 +121,18 @@ def interval(values: np.ndarray, level: float = LEVEL) -> list[float]:
     return [float(bound) for bound in np.quantile(values, [tail, 1 - tail])]
 
 
-def intervals(statistics: Mapping[str, Statistic], resamples: int = RESAMPLES) -> dict[str, list[float]]:
-    """{key: [low, high]}: percentile bootstrap over studies."""
-    return {key: interval(values) for key, values in resampled(statistics, resamples).items()}
+def intervals(
+    statistics: Mapping[str, Statistic], resamples: int = RESAMPLES, units: np.ndarray | None = None
+) -> dict[str, list[float]]:
+    """{key: [low, high]}: percentile bootstrap over units (see resampled)."""
+    return {key: interval(values) for key, values in resampled(statistics, resamples, units).items()}
 
 
 def paired_differences(
-    ours: Mapping[str, Statistic], theirs: Mapping[str, Statistic], resamples: int = RESAMPLES
+    ours: Mapping[str, Statistic],
+    theirs: Mapping[str, Statistic],
+    resamples: int = RESAMPLES,
+    units: np.ndarray | None = None,
 ) -> dict[str, dict]:
     """For each key of both: values a, b, their difference b - a, its interval and a two-sided p-value.
 
@@ -92,7 +141,7 @@ def paired_differences(
     """
     keys = [key for key in ours if key in theirs]
     both = {f"a {key}": ours[key] for key in keys} | {f"b {key}": theirs[key] for key in keys}
-    values = resampled(both, resamples)
+    values = resampled(both, resamples, units)
     found = {}
     for key in keys:
         a, b = ours[key].corpus(), theirs[key].corpus()

@@ -36,7 +36,7 @@ from modules.scoring.metrics import (
     text_facts,
 )
 from modules.scoring.optional_metrics import extra_statistics
-from modules.scoring.resampling import LEVEL, RESAMPLES, Statistic, intervals
+from modules.scoring.resampling import LEVEL, RESAMPLES, Statistic, Units, intervals, units_of
 from modules.text.chexbert import CheXbertLabeler
 from modules.text.earlier import speaks_of_earlier
 from modules.text.labels import CHEXPERT_14
@@ -98,6 +98,7 @@ def score_all(
     labelers: Mapping[str, Labeler] | None = None,
     extra: Sequence[str] = (),
     resamples: int = RESAMPLES,
+    resample_by: str = "auto",
     meteor: Meteor | None = None,
     **extra_settings,
 ) -> Scores:
@@ -112,6 +113,7 @@ def score_all(
     """
     rows = checked_rows(rows, expected_ids)
     ids = [row["id"] for row in rows]
+    units = units_of(rows, resample_by)
     labelers = labelers or make_labelers(None, None)
     facts, notes = text_facts(rows)
     statistics, states, reasons = measure_all(
@@ -121,9 +123,9 @@ def score_all(
     metrics = {
         **facts,
         **corpus_values(statistics),
-        "intervals": intervals(known, resamples),
-        "bootstrap": {"resamples": resamples, "level": LEVEL},
-        "subsets": _subsets(rows, states, known, resamples),
+        "intervals": intervals(known, resamples, units.of_row),
+        "bootstrap": {"resamples": resamples, "level": LEVEL, "unit": units.name, "units": units.count},
+        "subsets": _subsets(rows, states, known, resamples, units),
         "by_label": {name: by_label(sides["reference"], sides["prediction"]) for name, sides in states.items()},
         "ids_sha256": hash_of(ids),
         "references_sha256": {
@@ -139,7 +141,7 @@ def hash_of(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def _subsets(rows, states, statistics: Mapping[str, Statistic], resamples: int) -> dict[str, dict]:
+def _subsets(rows, states, statistics: Mapping[str, Statistic], resamples: int, units: Units) -> dict[str, dict]:
     """Scores of parts of the split, chosen by the references alone."""
     expected = (
         states[RULE_LABELER]["reference"] if RULE_LABELER in states else label_by_rules([r["reference"] for r in rows])
@@ -158,7 +160,7 @@ def _subsets(rows, states, statistics: Mapping[str, Statistic], resamples: int) 
             part = {key: Statistic(arrays[id(one.rows)], one.of_sums) for key, one in wanted.items()}
             found[name].update(corpus_values(part))
             if not name.startswith("label/"):
-                found[name]["intervals"] = intervals(part, resamples)
+                found[name]["intervals"] = intervals(part, resamples, units.of_row[chosen])
     return found
 
 

@@ -78,10 +78,19 @@ def _below(metrics: Mapping) -> list[str]:
         f"{metrics['studies']} studies; {metrics['distinct_reports']} distinct reports, the commonest is "
         f"{metrics['commonest_share']:.1%} of all; mean words: {', '.join(lengths)}."
     ]
+    bootstrap = metrics.get("bootstrap", {})
+    if metrics.get("intervals") and bootstrap.get("unit", "row") != "row":
+        facts.append(f"Intervals: {drawn(bootstrap['unit'], bootstrap['units'])} (--resample_by), since rows share them.")
     if "earlier" in metrics:
         shares = (f"{side} {metrics['earlier'][side]['sentences']:.1%}" for side in sides)
         facts.append(f"Sentences about earlier studies: {', '.join(shares)}.")
     return facts
+
+
+def drawn(unit: str, count: int) -> str:
+    """What a resample draws, for people."""
+    name = {"row": "rows", "study": "studies", "patient": "patients"}[unit]
+    return f"{count:,d} {name} drawn"
 
 
 def markdown(lines: Sequence[Sequence[str]], words: int) -> list[str]:
