@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data.images import diagnosis_tensor, open_image, square
+from data.scene_graphs import box_source
 from data.studies import Study
 from modules import processes
 from modules.artefact import checksum, write_atomic
@@ -121,10 +122,12 @@ def open_bot(args, parts: dict | None = None) -> DiagnosisBot:
 
 
 def optional_parts(args, inputs: set[str]) -> dict:
-    """What lets a checkpoint serve a new image: the DiagnosisBot and the ADM classifier, where the run has them."""
+    """What lets a checkpoint serve a new image, where the run has it: DiagnosisBot, ADM classifier, what finds its regions."""
     parts = {}
     if "diagnosis" in inputs and not args.diagnosis_path:
         parts["diagnosisbot"] = load_diagnosisbot(args.diagnosisbot).state()
     if "masks" in inputs and Path(args.adm_classifier).is_file():
         parts["adm_classifier"] = load_diagnosisbot(args.adm_classifier, flag="--adm_classifier", side=SIDE).state()
+    if "scene_graphs" in inputs:
+        parts["region_boxes"] = box_source(args.scene_graphs)
     return parts

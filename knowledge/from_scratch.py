@@ -81,13 +81,14 @@ def steps(args) -> list[tuple[str, object, list[str]]]:
 def scene_graph_steps(args, weights: dict) -> list[tuple[str, object, list[str]]]:
     """Scene graphs by atlas and rules; where the data set brings its own, what they say, and boxes of a detector trained on
     them, so that a new image is seen as those of training are."""
-    build = words(args, (*PLACES, "image_check", "device"), out=args.scene_graphs, skip_broken=args.skip_broken)
+    out = Path(args.knowledge_dir) / "scene_graphs.jsonl"
+    build = words(args, (*PLACES, "image_check", "device"), out=out, skip_broken=args.skip_broken)
     own = Path(args.data_dir) / "scene_graphs.jsonl"
     if not own.is_file():
         return [("scene graphs: atlas and rules", build_scene_graphs.main, [*build, "--boxes", "atlas", "--attributes", "rules"])]
-    out = str(Path(args.knowledge_dir) / "region_detector.pt")
-    detector = words(args, (*PLACES, *CHECKS), scene_graphs=own, out=out, backbone_weights=args.bot_weights, **weights)
-    build += ["--boxes", "detector", "--detector", out, "--attributes", str(own)]
+    file = out.with_name("region_detector.pt")
+    detector = words(args, (*PLACES, *CHECKS), scene_graphs=own, out=file, backbone_weights=args.bot_weights, **weights)
+    build += ["--boxes", "detector", "--detector", str(file), "--attributes", str(own)]
     return [
         ("region detector: image to boxes", train_region_detector.main, detector),
         ("scene graphs: what the data set says, boxes of the detector", build_scene_graphs.main, build),
@@ -104,5 +105,7 @@ def prepare(args):
         print(f"   {time.perf_counter() - start:.1f} s", flush=True)
     if any(main is generate_adm.main for _, main, _ in todo):
         args.adm_masks = str(Path(args.knowledge_dir) / "adm_masks")
+    if any(main is build_scene_graphs.main for _, main, _ in todo):
+        args.scene_graphs = str(Path(args.knowledge_dir) / "scene_graphs.jsonl")
     print(f"\n== training {args.model}", flush=True)
     return args

@@ -69,7 +69,7 @@ def _diagnose(args, parts, image, device):
 
 def _regions(parts, image, side: int) -> dict[str, torch.Tensor]:
     """Boxes of the image's regions, found as those of the training images were."""
-    source = parts["scene_graphs"]["boxes"]
+    source = parts.get("region_boxes")
     if source is None:
         raise InputError("this checkpoint does not say where regions lie: it was trained on boxes that no atlas was made of")
     regions, boxes = find_boxes(image, source)
