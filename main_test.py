@@ -25,7 +25,7 @@ from modules.precision import Precision, choose_device, seed_everything
 from modules.results_page.build import write_page
 from modules.results_page.evidence import Attention, write_evidence
 from modules.run_folder import describe_run
-from modules.scoring.commands import ORACLE, PUBLISHED, run_command, scoring_settings
+from modules.scoring.commands import PUBLISHED, print_marks, run_command, scoring_settings
 from modules.scoring.constant_report import best_constant_report
 from modules.scoring.optional_metrics import check_extra
 from modules.scoring.predictions import R2GenReferences, unit_columns, write_predictions
@@ -68,7 +68,7 @@ def main(argv=None) -> None:
     # training and validation reports are read for the protocol's word counts and the constant report, not for images
     inputs = kind.inputs(args, training=False)
     brought = {"diagnosis"} if parts and "diagnosisbot" in parts and "diagnosisbot" not in args.typed else set()
-    data = open_data(args, {args.split: inputs - brought}, problems, texts=True)
+    data = open_data(args, {args.split: inputs - brought}, problems, texts=True, views=kind.views(args))
     problems.stop_if_any()
     print(card_text(data.card))
     if args.dry_run:
@@ -112,13 +112,13 @@ def main(argv=None) -> None:
         "studies_listed": data.listed[args.split],
         "skipped": data.card["skipped"],
         "oracle_labels": data.oracle or bool(ours and content.get("oracle")),
+        "marks": kind.marks(args),
         "knowledge_fallbacks": sum(row.get("knowledge_distance", "0") != "0" for row in rows),
-        "run": describe_run(args, device, data=data.card),
+        "run": describe_run(args, device, data=data.card, **kind.facts(args, device)),
     }
     write_scores(folder, args.split, scores, facts)
     print(format_table(scores.metrics, PUBLISHED.get(args.dataset_name)))
-    if facts["oracle_labels"]:
-        print(ORACLE)
+    print_marks(facts)
     if any("knowledge_distance" in row for row in rows):
         print(
             f"knowledge: {facts['knowledge_fallbacks']} of {len(rows)} studies have a diagnosis without an entry of its own"

@@ -74,7 +74,7 @@ def main(argv=None) -> None:
     problems.check(
         args.monitor_metric in monitors, f"--monitor_metric {args.monitor_metric}: choose from {', '.join(monitors)}"
     )
-    data = open_data(args, inputs, problems, training=True)
+    data = open_data(args, inputs, problems, training=True, views=kind.views(args))
     problems.stop_if_any()
     print(card_text(data.card))
     if args.dry_run:
@@ -83,7 +83,8 @@ def main(argv=None) -> None:
 
     folder = processes.from_first(lambda: open_run(args, resume=args.resume is not None))
     log = RunLog(folder)
-    facts = describe_run(args, device, data=data.card, oracle_labels=data.oracle)
+    marked = {"oracle_labels": data.oracle, "marks": kind.marks(args)}
+    facts = describe_run(args, device, data=data.card, **marked, **kind.facts(args, device))
     if args.resume is not None:
         processes.from_first(lambda: check_inputs(folder, facts, args.typed))
     processes.from_first(lambda: write_run(folder, facts, resume=args.resume is not None))

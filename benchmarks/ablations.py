@@ -1,10 +1,12 @@
-"""What each part of EKAGen brings: a table over seeds, from one command.
+"""What each part of a system brings: a table over seeds, from one command.
 
     python -m benchmarks.ablations --dataset_name miniature --seeds 42 43 44 --out results/ablations
+    python -m benchmarks.ablations --model csr_lmca --out results/ablations_csr_lmca
 
-Six trainings per seed: a teacher with and one without the knowledge aligner (complete images, no distillation), and from them
-the student with every part and the students without one. A training that is finished is kept, so a killed command
-goes on where it was. Needs the artefacts of --from_scratch. Further flags go to every main_train.py.
+EKAGen: six trainings per seed: a teacher with and one without the knowledge aligner (complete images, no distillation), and from
+them the student with every part and the students without one. CSR-LMCA: every part, and without one of them each.
+A training that is finished is kept, so a killed command goes on where it was. Needs the artefacts of --from_scratch.
+Further flags go to every main_train.py.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from pathlib import Path
 from modules.artefact import ROOT, write_atomic, write_json
 
 # name -> flags, the run whose best checkpoint is the teacher, row of the table
-RUNS = {
+EKAGEN = {
     "teacher": (["--no-adm", "--no-gid"], None, "no ADM, no GID (the teacher)"),
     "none": (["--no-adm", "--no-iek", "--no-gid"], None, "none: no ADM, no IEK, no GID"),
     "full": ([], "teacher", "full"),
@@ -27,7 +29,19 @@ RUNS = {
     "no_iek": (["--no-iek"], "none", "no IEK"),
     "no_gid": (["--no-gid"], None, "no GID"),
 }
-ORDER = ("full", "no_adm", "no_iek", "no_gid", "teacher", "none")
+CSR_LMCA = {
+    "full": ([], None, "full"),
+    "no_sr_mamba": (["--no-sr_mamba"], None, "no SR-Mamba"),
+    "no_r_msa": (["--no-r_msa"], None, "no R-MSA"),
+    "no_cr_msa": (["--no-cr_msa"], None, "no CR-MSA"),
+    "no_sdam": (["--no-sdam"], None, "no SDAM (complete image)"),
+    "fixed_scale": (["--no-sr_scale_learned"], None, "weight of SR-Mamba fixed"),
+}
+# system -> its runs, and the order of the rows
+TABLES = {
+    "ekagen": (EKAGEN, ("full", "no_adm", "no_iek", "no_gid", "teacher", "none")),
+    "csr_lmca": (CSR_LMCA, tuple(CSR_LMCA)),
+}
 SHOWN = ("BLEU_1", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr")
 
 
@@ -39,9 +53,9 @@ def run(words: list[str], log: Path, threads: int) -> None:
         raise SystemExit(f"failed ({done.returncode}): {' '.join(words)}\nsee {log}")
 
 
-def train_and_test(name: str, seed: int, out: Path, data: list[str], extra: list[str], threads: int) -> dict:
-    """Scores of one run, trained if its metrics are not there yet."""
-    flags, teacher, _ = RUNS[name]
+def train_and_test(name: str, row, seed: int, out: Path, data: list[str], extra: list[str], threads: int) -> dict:
+    """Scores of one run of the table, trained if its metrics are not there yet."""
+    flags, teacher, _ = row
     folder = out / f"{name}_{seed}"
     metrics = folder / "metrics_test.json"
     if not metrics.is_file():
@@ -60,20 +74,23 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
 
 
-def table(scores: dict[str, list[dict]]) -> str:
+def table(scores: dict[str, list[dict]], runs: dict, order: tuple[str, ...]) -> str:
     """Mean and standard deviation over the seeds, protocol r2gen, with the constant report below."""
     lines = ["| | " + " | ".join(SHOWN) + " | distinct |", "|---" * (len(SHOWN) + 2) + "|"]
-    for name in ORDER:
+    for name in order:
         cells = [spread([row[f"r2gen/{metric}"] for row in scores[name]]) for metric in SHOWN]
         distinct = statistics.mean(row["distinct_reports"] for row in scores[name])
-        lines.append(f"| {RUNS[name][2]} | " + " | ".join(cells) + f" | {distinct:.0f} |")
+        lines.append(f"| {runs[name][2]} | " + " | ".join(cells) + f" | {distinct:.0f} |")
     constant = scores["full"][0]
-    lines.append("| constant report | " + " | ".join(f"{constant[f'constant/r2gen/{m}']:.3f}" for m in SHOWN) + " | 1 |")
+    lines.append(
+        "| constant report | " + " | ".join(f"{constant[f'constant/r2gen/{m}']:.3f}" for m in SHOWN) + " | 1 |"
+    )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="ekagen", choices=tuple(TABLES))
     parser.add_argument("--dataset_name", default="miniature")
     parser.add_argument("--data_dir")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
@@ -81,18 +98,26 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; the cores are shared among them")
     args, extra = parser.parse_known_args()
     out = Path(args.out).resolve()
-    data = ["--dataset_name", args.dataset_name] + (["--data_dir", args.data_dir] if args.data_dir else [])
+    runs, order = TABLES[args.model]
+    data = ["--model", args.model, "--dataset_name", args.dataset_name] + (
+        ["--data_dir", args.data_dir] if args.data_dir else []
+    )
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     scores: dict[tuple[str, int], dict] = {}
-    for stage in ([n for n in RUNS if RUNS[n][1] is None], [n for n in RUNS if RUNS[n][1]]):  # teachers first
+    for stage in ([n for n in runs if runs[n][1] is None], [n for n in runs if runs[n][1]]):  # teachers first
         jobs = [(name, seed) for seed in args.seeds for name in stage]
         with ThreadPoolExecutor(args.jobs) as pool:
-            for job, found in zip(jobs, pool.map(lambda job: train_and_test(*job, out, data, extra, threads), jobs)):
+            for job, found in zip(
+                jobs,
+                pool.map(lambda job: train_and_test(job[0], runs[job[0]], job[1], out, data, extra, threads), jobs),
+            ):
                 scores[job] = found
                 print(f"{job[0]:8s} seed {job[1]}: CIDEr {found['r2gen/CIDEr']:.3f}", flush=True)
-    by_name = {name: [scores[name, seed] for seed in args.seeds] for name in RUNS}
-    text = table(by_name)
-    print(f"\n{args.dataset_name}, {found['studies']} test studies, seeds {args.seeds}, mean ± standard deviation\n\n{text}")
+    by_name = {name: [scores[name, seed] for seed in args.seeds] for name in runs}
+    text = table(by_name, runs, order)
+    print(
+        f"\n{args.dataset_name}, {found['studies']} test studies, seeds {args.seeds}, mean ± standard deviation\n\n{text}"
+    )
     write_atomic(out / "table.md", lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
     write_json(out / "scores.json", {"seeds": args.seeds, "flags": extra, "scores": by_name})
 

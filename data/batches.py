@@ -15,6 +15,7 @@ from data.image_cache import ImageCache
 from data.images import Augmentation, open_image, to_tensor
 from data.scene_graphs import SceneGraphs, graph_fields, pad_graphs
 from data.studies import Study
+from data.views import Views
 from modules import processes
 from modules.errors import InputError
 
@@ -74,7 +75,7 @@ class StudyDataset(Dataset):
     needs: which fields of Batch the system reads. tokens: word ids int32 [N, L + 1] of the studies, or None. tables: named
     label tables {"diagnosis": {id: K values}, ...}. mask_rule: function (image path, PIL image) -> masked image.
     cache: the images decoded and resized already, or None. scene_graphs: for "boxes" and "graph" in needs, those of the
-    studies' first images; boxes are turned with their image.
+    studies' first images; boxes are turned with their image. views: what `images` holds instead of the complete images.
     What an image goes through depends on (seed, epoch, study id) alone: not on worker, order or batch.
     """
 
@@ -94,11 +95,12 @@ class StudyDataset(Dataset):
         mask_rule=None,
         cache: ImageCache | None = None,
         scene_graphs: SceneGraphs | None = None,
+        views: Views | None = None,
     ) -> None:
         self.studies, self.image_dir = studies, str(image_dir)
         self.needs, self.image_size, self.max_views = needs, image_size, max_views
         self.augment, self.seed, self.epoch = Augmentation(augment, image_size, resize_filter), seed, 0
-        self.mask_rule, self.cache, self.scene_graphs = mask_rule, cache, scene_graphs
+        self.mask_rule, self.cache, self.scene_graphs, self.views = mask_rule, cache, scene_graphs, views
         self.tables = {
             name: torch.tensor(np.asarray([table[study.id] for study in studies]), dtype=torch.long)
             for name, table in (tables or {}).items()
@@ -113,26 +115,32 @@ class StudyDataset(Dataset):
         kept = self.cache.get(path) if self.cache is not None else None
         return kept or self.augment.resize(open_image(f"{self.image_dir}/{path}"))
 
+    def _images(self, study: Study) -> dict[str, list[Image.Image]]:
+        """By field of Batch, the study's images before augmentation."""
+        if self.views is not None:
+            return {"images": self.views(study.images)}
+        paths = study.images[: self.max_views]
+        complete = [self._image(path) for path in paths]
+        made = {"images": complete} if "images" in self.needs else {}
+        if "masked_images" in self.needs:
+            made["masked_images"] = [self.mask_rule(path, image) for path, image in zip(paths, complete)]
+        return made
+
     def __getitem__(self, place: int) -> dict:
         """The study at `place`; ~place gives the same one as a fill-in (see StepShares)."""
         if place < 0:
             return {**self[~place], "fill": True}
         study = self.studies[place]
-        paths = study.images[: self.max_views]
-        complete = [self._image(path) for path in paths]
-        views: list[Image.Image] = []
-        names = [name for name in ("images", "masked_images") if name in self.needs]
-        for name in names:
-            views += complete if name == "images" else [self.mask_rule(p, c) for p, c in zip(paths, complete)]
+        images = self._images(study)
         chance = zlib.crc32(f"{self.seed}/{self.epoch}/{study.id}".encode())
-        tensors = [to_tensor(image) for image in self.augment(views, random.Random(chance))]
-        item = {name: tensors[k * len(paths) : (k + 1) * len(paths)] for k, name in enumerate(names)}
+        changed = iter(self.augment([image for row in images.values() for image in row], random.Random(chance)))
+        item: dict = {name: [to_tensor(next(changed)) for _ in row] for name, row in images.items()}
         item["id"] = study.id
         item.update({name: table[place] for name, table in self.tables.items()})
         if self.tokens is not None:
             item["tokens"] = self.tokens[place].long()
         if "boxes" in self.needs:
-            graph = self.scene_graphs.of(paths[0])
+            graph = self.scene_graphs.of(study.images[0])
             boxes = self.augment.boxes(graph.boxes, random.Random(chance))
             item["graph"] = graph_fields(graph, boxes, whole="graph" in self.needs)
         return item

@@ -147,12 +147,13 @@ class Augmentation:
     "right" of the report stay true and teacher and student see the same image.
     crop, crop_flip: each image on its own is resized to a shorter side of 8/7 of `side` (256 for 224), cut at random to
     the square, and with crop_flip mirrored half of the time (the R2Gen family's released code).
+    crop_aligned: the same size, one draw for all images of a study: each is cut at the same share of its own margins.
     rotate: one draw for all images of a study: a turn of at most 10 degrees, nearest pixel, black corners (SGRRG's code).
     none: resized to the square.
     Boxes are followed through aligned, rotate and none.
     """
 
-    KINDS = ("released", "aligned", "crop", "crop_flip", "rotate", "none")
+    KINDS = ("released", "aligned", "crop", "crop_flip", "crop_aligned", "rotate", "none")
     TURNS = {"aligned": 5, "rotate": 10, "none": 0}  # degrees to either side, drawn first
 
     def __init__(self, kind: str, side: int, resize_filter: str = "bicubic") -> None:
@@ -176,6 +177,9 @@ class Augmentation:
         """images of one study (all views, complete and masked) -> the same, changed; `draw` decides everything."""
         if self.kind == "none":
             return images
+        if self.kind == "crop_aligned":
+            shares = draw.random(), draw.random()
+            return [self._cut(image, *(round(s * (n - self.side)) for s, n in zip(shares, image.size))) for image in images]
         if self.kind.startswith("crop"):
             return [self._crop(image, draw) for image in images]
         if self.kind == "released":
@@ -203,8 +207,11 @@ class Augmentation:
 
     def _crop(self, image: Image.Image, draw: random.Random) -> Image.Image:
         left, top = (draw.randint(0, length - self.side) for length in image.size)
-        image = image.crop((left, top, left + self.side, top + self.side))
+        image = self._cut(image, left, top)
         return functional.hflip(image) if self.kind == "crop_flip" and draw.random() < 0.5 else image
+
+    def _cut(self, image: Image.Image, left: int, top: int) -> Image.Image:
+        return image.crop((left, top, left + self.side, top + self.side))
 
     @staticmethod
     def _released(image: Image.Image, draw: random.Random) -> Image.Image:

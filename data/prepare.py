@@ -4,14 +4,16 @@ import gc
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from data.batches import StudyDataset
 from data.image_cache import ImageCache, fingerprint, open_cache
 from data.images import Augmentation
-from data.mask_store import MaskRule, MaskStore, open_masks
+from data.mask_store import MaskRule, MaskStore, PackedMasks, open_masks
 from data.scene_graphs import SceneGraphs, read_scene_graphs
 from data.studies import Study, check_images, check_studies, data_card, read_annotation, without_broken
+from data.views import Views, kept
 from modules import processes
 from modules.artefact import checksum, read_json, read_manifest, write_json
 from modules.errors import InputError, Problems
@@ -25,8 +27,9 @@ class RunData:
 
     studies: by split, broken ones already left out. listed: studies of the annotation by split, broken ones counted.
     masks: store of ADM masks or None. diagnosis: {id: K bits} or None where a DiagnosisBot will tell. caches: decoded
-    images by split, where they are kept. corpora: the words of the reports by split. scene_graphs: of all splits, or None.
-    oracle_graph: scored reports are written from what they themselves say of the regions.
+    images by split and kind of view, where they are kept. views: what `images` holds, None = the complete images.
+    corpora: the words of the reports by split. scene_graphs: of all splits, or None. oracle_graph: scored reports are
+    written from what they themselves say of the regions.
     """
 
     studies: dict[str, list[Study]]
@@ -37,31 +40,33 @@ class RunData:
     oracle: bool = False
     tables: dict[str, dict] = field(default_factory=dict)
     texts: dict[str, list[str]] = field(default_factory=dict)
-    caches: dict[str, ImageCache] = field(default_factory=dict)
+    caches: dict[str, dict[str, ImageCache]] = field(default_factory=dict)
+    views: tuple[tuple[str, int], ...] | None = None
     corpora: dict[str, Corpus] = field(default_factory=dict)
     scene_graphs: SceneGraphs | None = None
     oracle_graph: bool = False
 
 
-def open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts=False, training=False) -> RunData:
+def open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts=False, training=False, views=None) -> RunData:
     """Read the annotation and look at every study of the splits of `inputs`; what is wrong goes to `problems`.
 
     inputs: by split, what its studies must bring beside images and report: "masks" (ADM), "diagnosis" (of a table or a
     DiagnosisBot), "labels" (of their reports), "scene_graphs" (boxes of regions), "true_graph" (what the report says of
     them). texts: keep the training and validation reports too (scoring counts their words); training never asks for the
-    texts of the test split. training: the images of "train" will be augmented.
+    texts of the test split. training: the images of "train" will be augmented. views: (kind, number of the study's
+    image) of each view, where a system asks for others than the complete images.
     """
     # a million new objects that stay: searching them for garbage takes longer than reading them, and frozen they are not
     # touched, and so not copied, by the collector of a worker process either
     gc.disable()
     try:
-        return _open_data(args, inputs, problems, texts=texts, training=training)
+        return _open_data(args, inputs, problems, texts=texts, training=training, views=views)
     finally:
         gc.freeze()
         gc.enable()
 
 
-def _open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts: bool, training: bool) -> RunData:
+def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool, views) -> RunData:
     splits = tuple(inputs)
     try:
         everything = read_annotation(args.ann_path)
@@ -76,8 +81,9 @@ def _open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts: 
     if problems.check(Path(args.image_dir).is_dir(), f"--image_dir: no folder {args.image_dir}"):
         if args.image_cache and not problems.texts:
             kinds = {"train": args.augment if training else "none"}
-            caches = {s: _open_cache(args, s, rows, kinds.get(s, "none")) for s, rows in everything.items()}
-            known = {path: why for cache in caches.values() for path, why in cache.manifest["broken"].items()}
+            caches = {s: _open_caches(args, s, rows, kinds.get(s, "none"), views) for s, rows in everything.items()}
+            each = [cache for row in caches.values() for cache in row.values()]
+            known = {path: why for cache in each for path, why in cache.manifest["broken"].items()}
         elif not problems.texts:
             known = processes.first_then_others(lambda: _check_images(args, everything))
         settings = {"cleaning": args.cleaning, "max_views": args.max_views, "depth": args.image_check, "known": known}
@@ -89,7 +95,7 @@ def _open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts: 
     used = [path for rows in studies.values() for path in _paths(args, rows)]
     card["images_sha256"] = fingerprint(args.image_dir, used, dates=False)
     data = RunData(studies, card, {split: len(rows) for split, rows in everything.items()}, texts=reports)
-    data.caches = caches
+    data.caches, data.views = caches, views
     if not problems.texts:
         wanted = {split: [study.report for study in rows] for split, rows in studies.items()}
         wanted |= {"train": reports["train"]} if texts else {}
@@ -111,12 +117,20 @@ def _paths(args, rows: list[Study]) -> list[str]:
     return [path for study in rows for path in study.images[: args.max_views]]
 
 
-def _open_cache(args, split: str, rows: list[Study], kind: str) -> ImageCache:
-    """The decoded images of a split, made where they are not there yet."""
-    sizes = Augmentation(kind, args.image_size, args.resize_filter)
-    folder = Path(args.knowledge_dir) / "images" / f"{sizes.name}_{args.max_views}" / split
-    paths = _paths(args, rows)
-    return processes.first_then_others(lambda: open_cache(folder, args.image_dir, paths, sizes.resize, name=sizes.name))
+def _open_caches(args, split: str, rows: list[Study], augment: str, views) -> dict[str, ImageCache]:
+    """By kind of view, the decoded images of a split, made where they are not there yet."""
+    sizes = Augmentation(augment, args.image_size, args.resize_filter)
+    paths, caches = _paths(args, rows), {}
+    for kind in dict.fromkeys(kind for kind, _ in views) if views else ("complete",):
+        name, resize, folder = kept(kind, sizes, args.image_dir, _masked_dir(args))
+        place = Path(args.knowledge_dir) / "images" / f"{name}_{args.max_views}" / split
+        caches[kind] = processes.first_then_others(partial(open_cache, place, folder, paths, resize, name=name))
+    return caches
+
+
+def _masked_dir(args) -> str | None:
+    """Folder of masked images that a system may be given instead of masks."""
+    return getattr(args, "image_seg_dir", None)
 
 
 def _check_images(args, everything: dict[str, list[Study]]) -> dict[str, str]:
@@ -163,6 +177,9 @@ def _open_masks(args, data: RunData, splits, problems: Problems) -> None:
         f"--adm_masks {args.adm_masks} has no mask for {len(missing)} of {len(used)} images (such as {missing[:3]})"
     )
     problems.check(not missing, f"{text}: it was made from other images, or its making is unfinished")
+    data.card["masks"] = str(args.adm_masks)
+    if isinstance(data.masks, PackedMasks):
+        data.card["empty_masks"] = data.masks.manifest["empty_masks"]  # no label diagnosed: the image is left as it is
 
 
 def _open_scene_graphs(args, data: RunData, inputs: dict[str, set[str]], problems: Problems, *, training: bool) -> None:
@@ -226,21 +243,26 @@ def _read_labels(args, flag: str, data: RunData, splits, problems: Problems) -> 
 
 def make_dataset(args, data: RunData, split: str, needs: set[str], tokenizer, *, training: bool) -> StudyDataset:
     """The dataset of one split with the fields a system needs."""
-    rule = None
-    if data.masks is not None:
-        rule = MaskRule(data.masks, theta=args.theta, gamma=args.gamma, beta=args.beta)
+    augment, caches = args.augment if training else "none", data.caches.get(split, {})
+    mask_rule = views = None
+    if "masked_images" in needs:
+        mask_rule = MaskRule(data.masks, theta=args.theta, gamma=args.gamma, beta=args.beta)
+    if data.views:
+        sizes = Augmentation(augment, args.image_size, args.resize_filter)
+        views = Views(data.views, args.image_dir, sizes, masks=data.masks, masked_dir=_masked_dir(args), caches=caches)
     return StudyDataset(
         data.studies[split],
         args.image_dir,
         needs=needs,
         image_size=args.image_size,
         max_views=args.max_views,
-        augment=args.augment if training else "none",
+        augment=augment,
         resize_filter=args.resize_filter,
         seed=args.seed,
         tokens=data.corpora[split].padded(tokenizer, args.max_seq_length + 1) if "tokens" in needs else None,
         tables=data.tables,
-        mask_rule=rule,
-        cache=data.caches.get(split),
+        mask_rule=mask_rule,
+        cache=caches.get("complete"),
         scene_graphs=data.scene_graphs,
+        views=views,
     )

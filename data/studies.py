@@ -175,4 +175,6 @@ def card_text(card: dict) -> str:
         views = ", ".join(f"{count} with {number}" for number, count in facts["images_per_study"].items())
         lines.append(f"  {split:5s} {facts['studies']:>7,d} studies (images: {views})  ids {facts['ids_sha256']}")
     lines.append(f"  images used per study: first {card['views_used']}; broken and skipped: {len(card['skipped'])}")
+    if "empty_masks" in card:
+        lines.append(f"  masks: {card['masks']}, {card['empty_masks']} of them empty")
     return "\n".join(lines)

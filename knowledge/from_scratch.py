@@ -41,9 +41,14 @@ def words(args, names: tuple[str, ...], **more) -> list[str]:
     return typed
 
 
+def masks_of(args) -> str:
+    """Where the masks of --adm_rule lie; SDAM's stand beside ADM's."""
+    return str(Path(args.knowledge_dir) / ("sdam_masks" if args.adm_rule == "sdam" else "adm_masks"))
+
+
 def steps(args) -> list[tuple[str, object, list[str]]]:
     """(what it makes, the command's main, its words), in order: what the system reads with these flags, no more."""
-    folder, labels = Path(args.knowledge_dir), args.labels_path
+    labels = args.labels_path
     kind = SYSTEMS[args.model]
     reads = kind.inputs(args, training=True) | kind.inputs(args, training=False)
     weights = {
@@ -66,7 +71,8 @@ def steps(args) -> list[tuple[str, object, list[str]]]:
         masks = words(args, (*PLACES, *CHECKS), classifier=args.adm_classifier, rule=args.adm_rule,
                       max_views=args.max_views, skip_broken=args.skip_broken)  # fmt: skip
         made.append(("ADM classifier", train_adm_classifier.main, seen))
-        made.append(("ADM masks", generate_adm.main, [*masks, "--out", str(folder / "adm_masks")]))
+        what = "SDAM masks" if args.adm_rule == "sdam" else "ADM masks"
+        made.append((what, generate_adm.main, [*masks, "--out", masks_of(args)]))
     if "knowledge" in reads:
         base = words(args, (*PLACES, *MODEL), labels=labels, out=args.knowledge_path)
         made.append(("knowledge base: expert reports by diagnosis", build_base.main, base))
@@ -104,7 +110,7 @@ def prepare(args):
         main(typed)
         print(f"   {time.perf_counter() - start:.1f} s", flush=True)
     if any(main is generate_adm.main for _, main, _ in todo):
-        args.adm_masks = str(Path(args.knowledge_dir) / "adm_masks")
+        args.adm_masks = masks_of(args)
     if any(main is build_scene_graphs.main for _, main, _ in todo):
         args.scene_graphs = str(Path(args.knowledge_dir) / "scene_graphs.jsonl")
     print(f"\n== training {args.model}", flush=True)

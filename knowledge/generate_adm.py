@@ -38,7 +38,7 @@ from knowledge.classifier.flags import SHARED, add_shared, report_cleaning, with
 from modules import flags
 from modules.artefact import sha256, write_atomic
 from modules.errors import InputError, Problems, entry
-from modules.nets.adm import SIDE, apply_mask, classifier_masks, gradcam
+from modules.nets.adm import RULES, SIDE, apply_mask, classifier_masks, gradcam
 from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
 from modules.precision import choose_device
 
@@ -60,12 +60,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--classifier",
         help="ADM classifier: ours or the authors' MIMIC_best_weight.pth [<knowledge_dir>/adm_classifier.pt]",
     )
-    new.add_argument("--out", help="store to write [<knowledge_dir>/adm_masks]")
+    new.add_argument("--out", help="store to write [<knowledge_dir>/adm_masks, by the rule sdam <knowledge_dir>/sdam_masks]")
     new.add_argument("--overwrite", action="store_true", help="make the store anew where --out already stands")
     new.add_argument(
         "--rule",
-        choices=("released", "cam"),
-        help="how a map becomes a mask: released (as the published masks) or cam (map > 0.6) [released]",
+        choices=RULES,
+        help="how a map becomes a mask: released (as EKAGen's published masks), cam (map > 0.6) or sdam (CSR-LMCA) [released]",
     )
     new.add_argument("--splits", nargs="+", choices=SPLITS, help="splits to make masks for [train val test]")
     new.add_argument("--batch_size", type=whole, help="images per forward pass [16]")
@@ -79,7 +79,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
            "batch_size": 16, "export_tree": None, "import_tree": None, "overlays": None, "overlay_count": 20}  # fmt: skip
     args = with_defaults(typed, tuple(name for names in shared.values() for name in names), own, PRESETS)
     args.classifier = args.classifier or str(Path(args.knowledge_dir) / "adm_classifier.pt")
-    args.out = args.out or str(Path(args.knowledge_dir) / "adm_masks")
+    args.out = args.out or str(Path(args.knowledge_dir) / ("sdam_masks" if args.rule == "sdam" else "adm_masks"))
     args.splits = [split for split in SPLITS if split in args.splits]
     return args
 

@@ -6,6 +6,7 @@ import torch
 
 from data.batches import collate
 from data.images import diagnosis_tensor, open_image, square, to_tensor
+from data.views import view_of
 from knowledge.diagnose import open_bot
 from knowledge.region_boxes import find_boxes
 from modules.checkpoint import is_ours
@@ -38,10 +39,16 @@ def report_new_study(args, content: dict, kind, decoding, precision, device) -> 
     item: dict = {"id": Path(args.image[0]).stem}
     if "diagnosis" in needs:
         result["diagnosis"], item["diagnosis"] = _diagnose(args, parts, originals[0], device)
-    if "images" in needs:
+    views = kind.views(args)
+    masks = []
+    if "masked_images" in needs or any(name == "masked" for name, _ in views or ()):
+        masks = _masks(args, parts, originals, result, device)
+    if views:
+        item["images"] = _views(args, views, originals, masks)
+    elif "images" in needs:
         item["images"] = [to_tensor(square(image, args.image_size, args.resize_filter)) for image in originals]
     if "masked_images" in needs:
-        item["masked_images"] = _masked(args, parts, originals, result, device)
+        item["masked_images"] = _masked(args, originals, masks)
     if "boxes" in needs:
         item["graph"] = _regions(parts, originals[0], args.image_size)
     batch = collate([item]).to(device)
@@ -76,8 +83,8 @@ def _regions(parts, image, side: int) -> dict[str, torch.Tensor]:
     return {"boxes": torch.from_numpy(boxes * side), "box_regions": torch.from_numpy(regions)}
 
 
-def _masked(args, parts, originals, result, device):
-    """The ADM view of each image, by the checkpoint's ADM classifier."""
+def _masks(args, parts, originals, result, device) -> list:
+    """The mask of each image, bool [SIDE, SIDE], by the checkpoint's ADM classifier; None where there is no classifier."""
     if "adm_classifier" in parts and "adm_classifier" not in args.typed:
         classifier = DiagnosisBot.from_state(parts["adm_classifier"])
     elif Path(args.adm_classifier).is_file():
@@ -86,14 +93,28 @@ def _masked(args, parts, originals, result, device):
         result["note"] = (
             "the checkpoint carries no ADM classifier: the complete image was used where the model expects the masked one"
         )
-        return [to_tensor(square(image, args.image_size)) for image in originals]
-    views = []
+        return [None] * len(originals)
+    classifier = classifier.to(device)
+    seen = [diagnosis_tensor(square(image, SIDE), classifier.side)[None].to(device) for image in originals]
+    return [classifier_masks(classifier, tensor, args.adm_rule)[0].cpu().numpy() for tensor in seen]
+
+
+def _masked(args, originals, masks) -> list[torch.Tensor]:
+    """EKAGen's masked view of each image."""
     rule = {"theta": args.theta, "gamma": args.gamma, "beta": args.beta}
-    for image in originals:
-        seen = diagnosis_tensor(square(image, SIDE), classifier.side)[None].to(device)
-        mask = classifier_masks(classifier.to(device), seen, args.adm_rule)[0].cpu().numpy()
-        views.append(to_tensor(apply_mask(square(image, args.image_size), mask, **rule)))
-    return views
+    squares = [square(image, args.image_size) for image in originals]
+    return [to_tensor(s if mask is None else apply_mask(s, mask, **rule)) for s, mask in zip(squares, masks)]
+
+
+def _views(args, wanted, originals, masks) -> list[torch.Tensor]:
+    """The views that the system asks for, of the images that are there."""
+    made = []
+    for kind, number in wanted:
+        if number < len(originals):
+            mask = masks[number] if kind == "masked" else None
+            view = originals[number] if kind == "masked" and mask is None else view_of(originals[number], kind, mask)
+            made.append(to_tensor(square(view, args.image_size, args.resize_filter)))
+    return made
 
 
 def _show(result: dict) -> None:

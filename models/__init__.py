@@ -7,6 +7,7 @@ from models.system import System
 
 _CLASSES = {
     "ekagen": "EKAGen",
+    "csr_lmca": "CSRLMCA",
     "r2gen": "R2Gen",
     "r2gencmn": "R2GenCMN",
     "xpronet": "XProNet",

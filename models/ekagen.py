@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.masks import MASK_FLAGS
 from models.system import System
 from modules.checkpoint import is_ours, load_checkpoint, load_weights, rename_keys
 from modules.errors import InputError, Problems
@@ -42,22 +43,14 @@ VIEW_PRESETS = {  # the released training gives the teacher the masked image; th
 
 # fmt: off
 FLAGS = (
-    Flag("knowledge", "adm_masks", str, None, "ADM masks: our packed store or the authors' tree of .npy files "
-         "[<knowledge_dir>/adm_masks, else <data_dir>/images300_array]", keep="path"),
-    Flag("knowledge", "adm_classifier", str, None, "ADM classifier, put into the checkpoint so that a new image can be masked "
-         "[<knowledge_dir>/adm_classifier.pt]", file="adm_classifier.pt"),
     Flag("knowledge", "knowledge_path", str, None, "knowledge base: ours or the authors' knowledge_prompt_*.pkl "
          "[<knowledge_dir>/base.pt]", file="base.pt"),
-    Flag("knowledge", "adm_backbone", str, None, "with --from_scratch: network of the ADM classifier "
-         "[resnet34, on miniature efficientnet_lite0]", of=TRAIN),
     Flag("ekagen", "adm", bool, True, "use the masked image (off: complete images everywhere)", keep="default"),
     Flag("ekagen", "iek", bool, True, "use the knowledge aligner (off: plain decoder)", keep="shape"),
     Flag("ekagen", "gid", bool, True, "distil from a frozen teacher", keep="default"),
     Flag("ekagen", "theta", fraction, 0.4, "a mask is used when its mean exceeds this", keep="default"),
     Flag("ekagen", "gamma", not_negative, 0.4, "factor on the pixels outside the mask", keep="default"),
     Flag("ekagen", "beta", not_negative, 1.0, "factor on the pixels inside the mask (1 as released)", keep="default"),
-    Flag("ekagen", "adm_rule", str, "released", "how a map becomes a mask: released (as the published masks) or cam (map > 0.6)",
-         keep="default", choices=("released", "cam")),
     Flag("ekagen", "delta", not_negative, 0.01, "weight of the distillation loss", of=TRAIN, keep="default"),
     Flag("ekagen", "temperature", positive_float, 4.0, "temperature of the distillation", of=TRAIN, keep="default"),
     Flag("ekagen", "teacher", str, None, "teacher checkpoint: ours or the authors' *_t_model.pth", of=TRAIN),
@@ -109,7 +102,7 @@ class EKAGen(System):
     """
 
     title = "EKAGen"
-    flags = FLAGS
+    flags = (*MASK_FLAGS, *FLAGS)
     presets = {
         "iu_xray": {"batch_size": 8},
         "mimic_cxr": {

@@ -56,6 +56,21 @@ class System(nn.Module):
         return set()
 
     @classmethod
+    def views(cls, args: argparse.Namespace) -> tuple[tuple[str, int], ...] | None:
+        """The views in Batch.images, (kind, number of the study's image), see data/views.py; None: the complete images."""
+        return None
+
+    @classmethod
+    def facts(cls, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+        """What run.json says of this system beside the flags."""
+        return {}
+
+    @classmethod
+    def marks(cls, args: argparse.Namespace) -> tuple[str, ...]:
+        """What every table must say of a run with these flags, in a few words each."""
+        return ()
+
+    @classmethod
     def check(cls, args: argparse.Namespace, problems: Problems, *, training: bool, carried: bool = False) -> None:
         """Note everything about this system that would fail later; files are only looked for.
 

@@ -73,7 +73,7 @@ class Flag:
     file: str = ""
 
 
-AUGMENTATIONS = ("aligned", "released", "crop", "crop_flip", "rotate", "none")
+AUGMENTATIONS = ("aligned", "released", "crop", "crop_flip", "crop_aligned", "rotate", "none")
 EXTRACTORS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "efficientnet_lite0")
 
 # fmt: off
@@ -100,7 +100,7 @@ FLAGS = (
     Flag("data", "max_seq_length", positive_int, 128, "token positions of a report (BOS included)", keep="shape"),
     Flag("data", "max_views", positive_int, 1, "images used per study, in the annotation's order", keep="default"),
     Flag("data", "image_size", positive_int, 300, "side of the square image the generator sees, in pixels", keep="default"),
-    Flag("data", "augment", str, "aligned", "training images: aligned = one draw for all views, no flip, small rotation; released = as EKAGen's code (flips, quarter turns, views drawn apart); crop = each image resized to 8/7 of the side and cut at random; crop_flip = also mirrored, as R2Gen's code", of=TRAIN, choices=AUGMENTATIONS),
+    Flag("data", "augment", str, "aligned", "training images: aligned = one draw for all views, no flip, small rotation; released = as EKAGen's code (flips, quarter turns, views drawn apart); crop = each image resized to 8/7 of the side and cut at random; crop_flip = also mirrored, as R2Gen's code; crop_aligned = one crop for all views of a study", of=TRAIN, choices=AUGMENTATIONS),
     Flag("data", "resize_filter", str, "bicubic", "how images are resized", keep="default", choices=("bicubic", "bilinear")),
     Flag("data", "skip_broken", bool, False, "go on without studies whose image or report is missing or broken; they are counted in the results"),
     Flag("data", "image_check", str, "full", "before the first batch decode every image (full) or read its header and end (quick)", choices=("full", "quick")),
@@ -142,6 +142,8 @@ FLAGS = (
     Flag("training", "adam_beta2", fraction, 0.999, "Adam's second decay rate", of=TRAIN),
     Flag("training", "adam_eps", positive_float, 1e-8, "Adam's epsilon", of=TRAIN),
     Flag("training", "weight_decay", not_negative, 1e-4, "weight decay of --optimizer", of=TRAIN),
+    Flag("training", "lr_schedule", str, "step", "step: drops every --step_size epochs; cosine: every step, to --lr_min at the end", of=TRAIN, choices=("step", "cosine")),
+    Flag("training", "lr_min", not_negative, 1e-6, "where --lr_schedule cosine ends", of=TRAIN),
     Flag("training", "step_size", positive_int, 20, "epochs between drops of the learning rate", of=TRAIN),
     Flag("training", "lr_gamma", positive_float, 0.1, "factor of each drop", of=TRAIN),
     Flag("training", "clip_norm", not_negative, 0.1, "largest gradient norm, 0 = no clipping", of=TRAIN),

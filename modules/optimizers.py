@@ -1,5 +1,8 @@
 """Optimiser and learning-rate schedule from flags."""
 
+import math
+from functools import partial
+
 import torch
 
 
@@ -16,6 +19,23 @@ def make_optimizer(groups: dict[str, list], args) -> torch.optim.Optimizer:
     return kind(rows, lr=args.lr_ed, weight_decay=args.weight_decay, fused=True, **settings)
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, args):
-    """StepLR per epoch, as every system of the family publishes it."""
-    return torch.optim.lr_scheduler.StepLR(optimizer, step_size=args.step_size, gamma=args.lr_gamma)
+def make_scheduler(optimizer: torch.optim.Optimizer, args, steps_per_epoch: int):
+    """--lr_schedule; one that changes with every step has `by_step` True, the others are stepped after an epoch."""
+    if args.lr_schedule == "step":
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=args.step_size, gamma=args.lr_gamma)
+        schedule.by_step = False
+        return schedule
+    last = max(1, args.epochs * steps_per_epoch)
+    factors = [partial(_cosine, group["lr"], args.lr_min, last) for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+    schedule.by_step = True
+    return schedule
+
+
+def _cosine(start: float, end: float, last: int, done: int) -> float:
+    """Factor on `start` for the step after `done` others: step k of `last` has end + (start - end)(1 + cos(pi k / last)) / 2.
+
+    The first step has k = 1, as in CSR-LMCA's code, which moves the rate before the weights.
+    """
+    share = (1 + math.cos(math.pi * min(done + 1, last) / last)) / 2
+    return (end + (start - end) * share) / start if start else 1.0

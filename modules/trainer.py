@@ -26,7 +26,9 @@ from modules.optimizers import make_optimizer, make_scheduler
 from modules.precision import Precision
 
 # flags of the optimiser and its schedule that may change when a run goes on
-RATES = frozenset(("lr_ve", "lr_ed", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "step_size", "lr_gamma"))
+RATES = frozenset(
+    "lr_ve lr_ed weight_decay adam_beta1 adam_beta2 adam_eps lr_schedule lr_min step_size lr_gamma".split()
+)
 SUMS = {"r2gen/xsum": {"r2gen/BLEU_4": 1.0, "r2gen/BLEU_1": 0.33, "r2gen/METEOR": 0.67}}  # Wang et al. 2022
 
 
@@ -64,7 +66,7 @@ class Trainer:
         self.losses = processes.replicate(self.losses, device)
         self.precision = Precision(args.precision, device)
         self.optimizer = make_optimizer(system.parameter_groups(), args)
-        self.scheduler = make_scheduler(self.optimizer, args)
+        self.scheduler = make_scheduler(self.optimizer, args, math.ceil(len(loader) / args.accumulate))
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.epoch = self.step = 0  # finished so far
         self.best: float | None = None
@@ -78,7 +80,8 @@ class Trainer:
             while self.epoch < self.args.epochs and not self.patience_over():
                 self.train_epoch()
                 self.epoch += 1
-                self.scheduler.step()
+                if not self.scheduler.by_step:
+                    self.scheduler.step()
                 processes.same_buffers(self.system)
                 won = self.note(self.validate(self.system))
                 self.save(writer, won)
@@ -161,6 +164,8 @@ class Trainer:
             )
         self.precision.scaler.step(self.optimizer)
         self.precision.scaler.update()
+        if self.scheduler.by_step:
+            self.scheduler.step()
         self.step += 1
         return values
 
@@ -238,5 +243,5 @@ class Trainer:
             group.update({name: value for name, value in settings.items() if name != "params"})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step\\(\\)`")
-            for _ in range(state["epoch"]):
+            for _ in range(state["step"] if self.scheduler.by_step else state["epoch"]):
                 self.scheduler.step()

@@ -30,7 +30,8 @@ def outputs(system: str) -> dict:
 def released_content(system: str, *, training: bool) -> dict:
     """The file that a user of the authors' release has, with stand-in weights: every key of the released layout."""
     manifest = facts(system)
-    gains, edits = (manifest["train_gains"], []) if training else (manifest["gains"], manifest["edits"])
+    gains = manifest["train_gains" if training else "gains"]
+    edits = manifest.get("train_edits", []) if training else manifest["edits"]
     state = {}
     for name, shape in manifest["state_dict"]:
         if name.endswith("num_batches_tracked"):
@@ -50,7 +51,8 @@ def _drawn(name, shape, manifest, gains, edits) -> torch.Tensor:
     tensor = stand_in(name, shape, manifest["seed"], gains[max(prefixes, key=len)] if prefixes else 1.0, leaf=leaf)
     for target, row, operation, value in edits:
         if target == name:
-            tensor[row] = tensor[row] * value if operation == "mul" else tensor[row] + value
+            rows = tensor if row is None else tensor[row]  # a view: the edit is written into the tensor
+            rows.copy_(rows * value if operation == "mul" else rows + value)
     return tensor
 
 

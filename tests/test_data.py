@@ -227,3 +227,50 @@ def test_iu_vocabulary_equals_the_released_one(shared):
 def test_normalisation():
     gray = square(Image.new("RGB", (10, 20), (124, 116, 104)), 8)
     assert to_tensor(gray).shape == (3, 8, 8) and to_tensor(gray).abs().max() < 0.02
+
+
+def test_one_crop_for_all_views_of_a_study():
+    """crop_aligned cuts each image at the same share of its margins, never mirrors, and is decided by the draw."""
+    wide = Image.fromarray(np.tile(np.arange(80, dtype=np.uint8), (32, 1)))
+    tall = Image.fromarray(np.tile(np.arange(32, dtype=np.uint8)[:, None] * 2, (1, 40)))
+    augment = Augmentation("crop_aligned", 28)
+    for seed in range(5):
+        first, second = augment([wide, tall], random.Random(seed))
+        assert first.size == second.size == (28, 28)
+        draw = random.Random(seed)
+        left, top = draw.random(), draw.random()
+        assert np.asarray(first)[0, 0] == round(left * 52) and np.asarray(second)[0, 0] == 2 * round(top * 4)
+        assert [np.asarray(i).tolist() for i in augment([wide, tall], random.Random(seed))] == [
+            np.asarray(i).tolist() for i in (first, second)
+        ]
+
+
+def test_views_of_a_study(tmp_path):
+    """Views from files and from caches are equal; masked takes the mask of its image; an absent image gives no view."""
+    from data.image_cache import open_cache
+    from data.views import Views, enhanced, kept, masked
+
+    draw = np.random.RandomState(1)
+    for number in range(2):
+        Image.fromarray(draw.randint(0, 200, (60, 50), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    mask = np.zeros((300, 300), bool)
+    mask[100:200, 50:150] = True
+
+    class Masks:
+        @staticmethod
+        def get(path):
+            assert path == "0.png"
+            return mask
+
+    sizes, paths = Augmentation("none", 32, "bilinear"), ("0.png", "1.png")
+    wanted = (("enhanced", 0), ("masked", 0), ("complete", 1))
+    caches = {}
+    for kind, _ in wanted:
+        name, resize, folder = kept(kind, sizes, tmp_path)
+        caches[kind] = open_cache(tmp_path / f"cache_{name}", folder, paths, resize, name=name, progress=False)
+    images = [open_image(tmp_path / path) for path in paths]
+    expected = [sizes.resize(i) for i in (enhanced(images[0]), masked(images[0], mask), images[1])]
+    for views in (Views(wanted, tmp_path, sizes, masks=Masks), Views(wanted, tmp_path, sizes, masks=Masks, caches=caches)):
+        for ours, known in zip(views(paths), expected, strict=True):
+            assert np.array_equal(np.asarray(ours.convert("RGB")), np.asarray(known.convert("RGB")))
+        assert len(views(paths[:1])) == 2

@@ -24,6 +24,8 @@ from modules.trainer import Trainer, monitor_parts
 
 NAMES = tuple(SYSTEMS)
 ABLATIONS = {
+    "csr_lmca": [["--no-sr_mamba"], ["--no-r_msa"], ["--no-cr_msa"], ["--no-r_msa", "--no-cr_msa"], ["--no-sr_scale_learned"],
+                 ["--query_gate", "encoder"], ["--release_quirks"], ["--views", "complete:0,enhanced:1"]],
     "r2gencmn": [["--mem_size", "0"], ["--mem_size", "8", "--topk", "2"], ["--extractor_freeze", "all"]],
     "r2gen": [["--no-relational_memory"], ["--no-mcln"], ["--rm_num_slots", "1"]],
     "xpronet": [["--prototypes", "none"], ["--img_con", "0", "--txt_con", "0"], ["--num_prototypes", "4", "--topk", "3"]],
@@ -35,6 +37,8 @@ def own_flags(name: str, mini) -> list[str]:
     labels = str(mini / "data" / "labels.csv")
     if name == "ekagen":
         return ["--no-adm", "--no-gid", "--diagnosis_path", labels, "--oracle_labels", "--knowledge_path", str(mini / "base.pt")]
+    if name == "csr_lmca":
+        return ["--no-sdam"]
     if name == "xpronet":
         return ["--prototypes", "random", "--labels_path", labels, "--oracle_labels"]
     return []
@@ -50,7 +54,7 @@ def prepare(args, split: str = "train"):
     kind, problems = SYSTEMS[args.model], Problems()
     kind.check(args, problems, training=True)
     inputs = {s: kind.inputs(args, training=s == "train") for s in ("train", "val")}
-    data = open_data(args, inputs, problems)
+    data = open_data(args, inputs, problems, views=kind.views(args))
     problems.stop_if_any()
     diagnosed = [s for s, names in inputs.items() if "diagnosis" in names]
     if diagnosed:
@@ -137,9 +141,9 @@ def family(name: str, words: int = 12, **changes):
 
 
 def seen(batch) -> tuple[torch.Tensor, None]:
-    """Stands in for the patches of untrained extractors, which are alike for all images."""
+    """Stands in for the patches of untrained extractors, which are alike for all images: 2 views of 2 x 2."""
     draws = [torch.Generator().manual_seed(int(name[1:])) for name in batch.ids]
-    return torch.stack([3 * torch.randn(6, 32, generator=draw) for draw in draws]), None
+    return torch.stack([3 * torch.randn(8, 32, generator=draw) for draw in draws]), None
 
 
 def studies(*numbers: int, views: int = 2) -> Batch:

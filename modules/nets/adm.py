@@ -12,6 +12,7 @@ from modules.errors import InputError
 from modules.nets.diagnosisbot import DiagnosisBot
 
 SIDE = 300
+RULES = ("released", "cam", "sdam")  # how a map becomes a mask
 
 
 def apply_mask(image: Image.Image, mask: np.ndarray, *, theta: float, gamma: float, beta: float = 1.0) -> Image.Image:
@@ -79,14 +80,16 @@ def masks_of(maps: torch.Tensor, rule: str) -> torch.Tensor:
     released: the map coloured with the 256-step JET table, a pixel kept if R, G or B exceeds 0.6 of 1. In that table blue
     passes 0.6 from step 7 on, red stays above it up to step 248, and between them some colour always does.
     cam: map > 0.6, what that threshold reads like.
+    sdam: released, of the map turned over (CSR-LMCA): the hottest core goes too, where dilation does not bring it back.
     """
-    if rule == "released":
+    if rule in ("released", "sdam"):
+        maps = 1 - maps if rule == "sdam" else maps
         step = (255 * maps).to(torch.uint8)
         kept = (step >= 7) & (step <= 248)
     elif rule == "cam":
         kept = maps > 0.6
     else:
-        raise ValueError(f"ADM rule {rule}: choose released or cam")
+        raise ValueError(f"ADM rule {rule}: choose {', '.join(RULES)}")
     flat = kept.flatten(0, -3)[:, None].float() if kept.dim() > 2 else kept[None, None].float()
     return F.max_pool2d(flat, 5, stride=1, padding=2).bool().view(kept.shape)
 

@@ -105,8 +105,16 @@ class Captioner(nn.Module):
         """What is looked up and the same for every study; made once per batch, kept in the cache."""
         return ()
 
+    def view_features(self, images: torch.Tensor) -> torch.Tensor:
+        """Images of one view [B, 3, H, W] -> patches [B, h * w, F] before their projection."""
+        return self.extractor(images).flatten(2).mT
+
     def read_patches(self, patches: torch.Tensor, memory: dict, bank: tuple) -> torch.Tensor:
-        """patches [B, P, D] as they go to the encoder, positions not yet added."""
+        """patches [B, P, D] as they go to the encoder, positions not yet added. memory: "outside", "mask", the lookup."""
+        return patches
+
+    def encoded(self, patches: torch.Tensor, memory: dict, sampling: bool) -> torch.Tensor:
+        """patches [B, P, D] as they leave the encoder."""
         return patches
 
     def read_words(self, words: torch.Tensor, memory: dict, bank: tuple) -> torch.Tensor:
@@ -128,7 +136,7 @@ class Captioner(nn.Module):
 
     def losses(self, batch) -> dict[str, torch.Tensor]:
         """Named scalars of one batch; the trainer sums them with `loss_weights`."""
-        return self.word_losses(batch, self.encode(batch))
+        return self.word_losses(batch, self.encode(batch, sampling=False))
 
     def word_losses(self, batch, memory: dict) -> dict[str, torch.Tensor]:
         """ "ce": mean over the words of all reports and their EOS."""
@@ -150,25 +158,23 @@ class Captioner(nn.Module):
 
     # -- what decoding needs ---------------------------------------------------------------------------------------
 
-    def encode(self, batch) -> dict[str, torch.Tensor]:
+    def encode(self, batch, *, sampling: bool = True) -> dict[str, torch.Tensor]:
         """Everything about a study that no token changes, made once. First axis of every tensor: B.
 
+        sampling: for generation, not for teacher forcing; the same but for a system that overrides `encoded`.
         "patches" [B, P, D], the encoder's output; "outside" bool [B, V, h, w], their grid (True = no image there); per
         layer i "keys.i", "values.i" [B, heads, P, D / heads]; "mask" bool [B, 1, 1, P] (True = a real patch) where a view is
         absent; what `lookup` gives.
         """
         patches, mask = self.patches(batch)
         memory = self.lookup(batch) | ({} if mask is None else {"mask": mask})
+        memory["outside"] = self._outside(batch, patches)
         patches = self.read_patches(patches, memory, self.bank())
         if self.place_patches:
             patches = self.dropout(patches + self.places[: patches.shape[1]])
         for layer in self.encoder:
             patches = layer(patches, None, mask)
-        memory["patches"] = patches = self.encoder_norm(patches)
-        studies, views = batch.images.shape[:2]
-        side = math.isqrt(patches.shape[1] // views)  # images are square
-        outside = patches.new_zeros(studies, views, dtype=torch.bool) if batch.view_mask is None else ~batch.view_mask
-        memory["outside"] = outside[:, :, None, None].expand(-1, -1, side, side)
+        memory["patches"] = patches = self.encoded(self.encoder_norm(patches), memory, sampling)
         for number, layer in enumerate(self.decoder):
             memory[f"keys.{number}"], memory[f"values.{number}"] = layer.patches(patches, None)
         return memory
@@ -183,14 +189,22 @@ class Captioner(nn.Module):
             images = batch.images[:, number]
             here = None if batch.view_mask is None else batch.view_mask[:, number]
             if here is None or bool(here.all()):
-                features.append(self.extractor(images).flatten(2).mT)
+                features.append(self.view_features(images))
             else:
-                real = self.extractor(images[here]).flatten(2).mT
+                real = self.view_features(images[here])
                 features.append(real.new_zeros(len(here), *real.shape[1:]).masked_scatter(here[:, None, None], real))
         mask = None
         if batch.view_mask is not None:
             mask = batch.view_mask.repeat_interleave(features[0].shape[1], 1)[:, None, None, :]
         return self.feature_dropout(F.relu(self.project(torch.cat(features, 1)))), mask
+
+    @staticmethod
+    def _outside(batch, patches: torch.Tensor) -> torch.Tensor:
+        """bool [B, V, h, w], the grid of the patches [B, P, D], True = no image there."""
+        studies, views = batch.images.shape[:2]
+        side = math.isqrt(patches.shape[1] // views)  # images are square
+        absent = patches.new_zeros(studies, views, dtype=torch.bool) if batch.view_mask is None else ~batch.view_mask
+        return absent[:, :, None, None].expand(-1, -1, side, side)
 
     def embed(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """tokens [B, L] and their positions, broadcast to [B, L, D] -> [B, L, D]."""

@@ -44,6 +44,7 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
         self.seen: list[torch.Tensor] | None = None  # see `watched`
+        self.gate: Callable | None = None  # function of the queries, see modules/nets/query_gate.py
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -59,6 +60,7 @@ class Attention(nn.Module):
     def attend(self, q, k, v, *, mask: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
         """Projected queries, keys, values -> [B, L, D]. mask: bool, True = may be looked at, broadcast to [B, 1, L, S]."""
         dropout = self.dropout if self.training else 0.0
+        q = q if self.gate is None else self.gate(q)
         if self.seen is not None:
             scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
             scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)

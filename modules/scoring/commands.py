@@ -25,6 +25,12 @@ PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text(encoding=
 ORACLE = "ORACLE: the diagnoses of the scored studies were made from their reports"
 
 
+def print_marks(facts: dict, name: str = "") -> None:
+    """What a reader of a run's scores must know: an oracle's labels, a system's own marks."""
+    for mark in ([ORACLE] if facts.get("oracle_labels") else []) + list(facts.get("marks", ())):
+        print(f"{name}{mark}")
+
+
 def run_command(args) -> bool:
     """Carry out --score, --compare or --table; False when none of them was given. InputError as everywhere."""
     chosen = [name for name in ("score", "compare", "table") if getattr(args, name)]
@@ -91,8 +97,7 @@ def score_file(args) -> None:
         write_predictions(folder / f"predictions_{args.split}.csv", rows)
     write_scores(folder, args.split, scores, facts)
     print(format_table(scores.metrics, PUBLISHED.get(args.dataset_name) if split is not None else None))
-    if facts.get("oracle_labels"):
-        print(ORACLE)
+    print_marks(facts)
     print(f"written: {record}, scores_{args.split}.csv and labels_{args.split}.csv")
     if args.page:
         print(f"results page: {write_page(folder, args.split)}")
@@ -132,8 +137,7 @@ def compare_files(args) -> None:
     found = paired_differences(*known, args.bootstrap, units.of_row)
     print(comparison_table(found, args.compare, args.protocols, units))
     for path in args.compare:
-        if read_facts(path, args.split).get("oracle_labels"):
-            print(f"{path}: {ORACLE}")
+        print_marks(read_facts(path, args.split), f"{path}: ")
     for name, reason in (a[2] | b[2]).items():
         print(f"{name}: {reason}")
     if args.out:

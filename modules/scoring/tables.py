@@ -30,6 +30,7 @@ class Run:
     seed: object
     oracle: bool
     data_set: str | None
+    marks: tuple[str, ...] = ()
 
 
 def read_run(path: str | Path, split: str) -> Run:
@@ -62,6 +63,7 @@ def read_run(path: str | Path, split: str) -> Run:
         trained.get("seed", tested.get("seed")),
         bool(content.get("oracle_labels")),
         content.get("data_set"),
+        tuple(content.get("marks", ())),
     )
 
 
@@ -114,6 +116,7 @@ def table_rows(
     rows, notes = [], []
     for group in group_seeds(runs):
         name = _common_name([run.name for run in group]) + (" (oracle)" if any(run.oracle for run in group) else "")
+        name += "".join(f" ({mark})" for mark in dict.fromkeys(mark for run in group for mark in run.marks))
         cells = [_cell([run.metrics.get(key) for run in group]) for key in keys]
         distinct = statistics.mean(run.metrics["distinct_reports"] for run in group)
         rows.append([name, str(len(group)), *cells, f"{distinct:.0f}"])

@@ -72,7 +72,8 @@ function drawScores() {
 
 function metricTable(table) {
   const nlg = table.columns.some((name) => name.startsWith("BLEU") || name === "CIDEr");
-  const oracle = () => (RUN.facts.oracle_labels ? el("span", { class: "badge", text: "oracle" }) : null);
+  const marks = [...(RUN.facts.oracle_labels ? ["oracle"] : []), ...(RUN.facts.marks || [])];
+  const badges = () => marks.map((text) => el("span", { class: "badge", text }));
   const rows = table.rows.map(({ row, cells }) => ({
     constant: row.startsWith("constant/"),
     row: row.replace(/^constant\//, ""),
@@ -89,7 +90,7 @@ function metricTable(table) {
         "tr",
         { class: kind },
         el("th", { scope: "row", class: "mono", text: row }),
-        el("td", {}, constant ? "constant report" : "this system ", constant ? null : oracle()),
+        el("td", {}, constant ? "constant report" : "this system ", ...(constant ? [] : badges())),
         ...cells.map(scoreCell),
       ),
     );
