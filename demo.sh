@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole method on a miniature data set that is drawn here: data, labels, DiagnosisBot, ADM masks, knowledge base, teacher,
 # student, scores and a report for one image. No data, GPU or system Java needed. Flags of main_train.py may follow.
-source "$(dirname "$0")/.ci/python.sh"
+source "$(dirname "$0")/modules/launch/python.sh"
 OUT=${DEMO_DIR:-results/demo}
 RESUME=$([ -e "$OUT/run.json" ] && echo --resume || true)
 [ -z "$RESUME" ] || echo "going on with the demo in $OUT (remove it and knowledge/miniature to start anew)"
