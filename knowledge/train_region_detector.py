@@ -40,7 +40,7 @@ OWN = {
     "epochs": 10, "batch_size": 32, "lr": 3e-4, "augment": "aligned", "overwrite": False,
 }  # fmt: skip
 PRESETS = {
-    "miniature": {"backbone": "efficientnet_lite0", "image_size": 128, "epochs": 5, "batch_size": 16, "lr": 2e-3},
+    "miniature": {"backbone": "efficientnet_lite0", "image_size": 128, "epochs": 8, "batch_size": 16, "lr": 2e-3},
     "mimic_cxr": {"epochs": 3, "num_workers": 8, "image_check": "quick"},
 }
 INPUTS = ("dataset_name", "backbone", "backbone_weights", "image_size", "epochs", "batch_size", "lr", "augment",
