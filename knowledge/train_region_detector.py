@@ -169,7 +169,7 @@ class Training:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.args.lr * rate((self.epoch * count + step + 1) / (self.args.epochs * count))
             boxes, present = targets(batch, len(self.detector.regions), self.detector.side)
-            images = batch.images[:, 0].to(self.device).contiguous(memory_format=torch.channels_last)
+            images = batch.images[:, 0].to(self.device)
             with self.precision.region():
                 loss = self.detector.loss(images, boxes.to(self.device), present.to(self.device))
             if not torch.isfinite(loss):
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
                                 **settings) for split, rows in studies.items()}  # fmt: skip
     training = Training(args, detector, data, device, inputs)
     facts = training.fit()
-    state = detector.cpu().to(memory_format=torch.contiguous_format).state()
+    state = detector.cpu().state()
     write_built(out, lambda temporary: torch.save(state, temporary), WHAT, inputs=inputs, command=" ".join(sys.argv),
                 studies={split: len(rows) for split, rows in studies.items()},
                 seconds=round(time.perf_counter() - start, 1), **facts)  # fmt: skip

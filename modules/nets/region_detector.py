@@ -35,6 +35,7 @@ class RegionDetector(nn.Module):
             self.head.bias.copy_(values.logit().flatten())
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        images = images.contiguous(memory_format=torch.channels_last)  # twice as fast where convolutions go by channel
         values = self.head(self.body(images).mean((2, 3))).float().view(len(images), len(self.regions), 5)
         centre, half = values[..., :2].sigmoid(), values[..., 2:4].sigmoid() / 2
         return torch.cat([centre - half, centre + half], -1).clamp(0, 1), values[..., 4]
