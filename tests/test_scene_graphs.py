@@ -19,14 +19,17 @@ from data.miniature_set.build import build
 from data.miniature_set.drawing import draw
 from data.miniature_set.graphs import graph_of, region_boxes
 from data.miniature_set.text import sample
+from data.prepare import open_data
 from data.region_atlas import USUAL_THORAX, atlas_by_hand, find_thorax, fit_atlas, place_atlas
 from data.scene_graphs import layout_of, read_rows, read_scene_graphs, write_scene_graphs
 from data.studies import read_annotation
-from knowledge import build_scene_graphs, train_region_detector
+from knowledge import build_scene_graphs, check_graphs, train_region_detector
 from knowledge import region_boxes as boxes_command
 from knowledge.region_boxes import find_boxes
+from models import SYSTEMS
 from modules.artefact import manifest_path, sha256
-from modules.errors import InputError
+from modules.errors import InputError, Problems
+from modules.flags import parse
 from modules.text.region_rules import read_gains, read_regions
 from modules.text.regions import REGIONS, GraphLayout
 
@@ -388,6 +391,55 @@ def test_the_thorax_is_found_in_drawn_images():
         good += found and np.abs(np.array(box) - truth).max() < 0.1
     assert good >= 30
     assert find_thorax(Image.new("L", (100, 100), 128)) == (USUAL_THORAX, False)
+
+
+def opened(root, path, inputs, training=False) -> tuple:
+    """(RunData, problems) of a run on the miniature set that reads the scene graphs at `path`."""
+    words = ["--model", "r2gencmn", "--dataset_name", "miniature", "--data_dir", root, "--knowledge_dir", root.parent / "k",
+             "--no-image_cache"]  # fmt: skip
+    args = parse([str(word) for word in words], "train", systems=SYSTEMS)
+    args.scene_graphs = str(path)
+    problems = Problems()
+    return open_data(args, inputs, problems, training=training), "\n".join(problems.texts)
+
+
+def test_a_run_is_refused_graphs_that_are_not_its_own(mini20, tmp_path):
+    whole = mini20 / "scene_graphs.jsonl"
+    data, problems = opened(mini20, whole, {"train": {"scene_graphs"}, "val": {"scene_graphs"}}, training=True)
+    assert not problems and len(data.scene_graphs) == 20 and not data.oracle_graph
+    data, problems = opened(mini20, whole, {"test": {"scene_graphs", "true_graph"}})
+    assert not problems and data.oracle_graph
+    rows = list(read_rows(whole))
+    few = written(tmp_path / "few.jsonl", rows[3:])
+    assert "no graph of 3 of 15 images" in opened(mini20, few, {"train": {"scene_graphs"}})[1]
+    moved = written(tmp_path / "moved.jsonl", [row | {"split": {"train": "test"}.get(row["split"], "train")} for row in rows])
+    text = opened(mini20, moved, {"train": {"scene_graphs"}, "val": {"scene_graphs"}})[1]
+    assert "built with another split: 17 images" in text and "(test there, train here)" in text
+    alone = written(tmp_path / "alone.jsonl", rows, attributes_from={"kind": "none"})
+    assert not opened(mini20, alone, {"test": {"scene_graphs"}})[1]
+    assert "has boxes alone" in opened(mini20, alone, {"train": {"scene_graphs"}}, training=True)[1]
+    assert "has boxes alone" in opened(mini20, alone, {"test": {"scene_graphs", "true_graph"}})[1]
+    assert "no file of scene graphs" in opened(mini20, tmp_path / "absent.jsonl", {"train": {"scene_graphs"}})[1]
+
+
+def test_a_guess_that_does_not_look():
+    training = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]], bool)
+    guess, share = check_graphs.blind_guess(training)
+    assert guess.tolist() == [True, True, False, False] and share == 0.5
+    figures = check_graphs.rates(np.broadcast_to(guess, training.shape), training)
+    assert figures == {"precision": 0.75, "recall": 0.8571, "f1": 0.8, "there": 7}
+    assert check_graphs.rates(np.zeros((2, 2), bool), np.zeros((2, 2), bool))["f1"] == 0
+
+
+def test_bits_of_a_graph_count_what_is_spoken_of(mini20):
+    graphs = read_scene_graphs(mini20 / "scene_graphs.jsonl")
+    studies = read_annotation(mini20 / "annotation.json")["train"][:4]
+    regions, pairs = check_graphs.bits_of(graphs, studies)
+    rows = {row["image"]: row for row in read_rows(mini20 / "scene_graphs.jsonl")}
+    for study, spoken_of, names in zip(studies, regions, pairs):
+        said = [row for row in rows[study.images[0]]["regions"] if row["spoken"]]
+        assert {REGIONS[k] for k in np.flatnonzero(spoken_of)} == {row["name"] for row in said}
+        assert names.sum() == sum(len(row["attributes"]) for row in said)
 
 
 # ------------------------------------------------------------------------------------------------------- commands
