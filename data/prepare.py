@@ -10,6 +10,7 @@ from pathlib import Path
 from data.batches import StudyDataset
 from data.image_cache import ImageCache, fingerprint, open_cache
 from data.images import Augmentation
+from data.leaks import leaks
 from data.mask_store import MaskRule, MaskStore, PackedMasks, open_masks
 from data.scene_graphs import SceneGraphs, read_scene_graphs
 from data.studies import Study, check_images, check_studies, data_card, read_annotation, without_broken
@@ -74,6 +75,7 @@ def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool,
         problems.add(str(error))
         return RunData({}, {}, {})
     reports = {split: [study.report for study in everything[split]] for split in ("train", "val")} if texts else {}
+    shared = leaks(everything, args.image_dir, splits, bytes_too=args.image_check == "full")
     everything = {split: everything[split] for split in splits}
     for split, rows in everything.items():
         problems.check(bool(rows), f"{args.ann_path} has no {split} studies")
@@ -92,6 +94,7 @@ def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool,
     for split, rows in studies.items():
         problems.check(bool(rows or not everything[split]), f"--skip_broken leaves no {split} study: all are broken")
     card = data_card(studies, broken, name=args.dataset_name, ann_path=args.ann_path, max_views=args.max_views)
+    card["shared"] = shared
     used = [path for rows in studies.values() for path in _paths(args, rows)]
     card["images_sha256"] = fingerprint(args.image_dir, used, dates=False)
     data = RunData(studies, card, {split: len(rows) for split, rows in everything.items()}, texts=reports)

@@ -163,7 +163,12 @@ def data_card(studies: dict[str, list[Study]], broken: dict[str, str], *, name: 
     for split, rows in studies.items():
         ids = hashlib.sha256("\n".join(sorted(study.id for study in rows)).encode()).hexdigest()[:16]
         views = dict(sorted(Counter(len(study.images) for study in rows).items()))
-        card["splits"][split] = {"studies": len(rows), "images_per_study": views, "ids_sha256": ids}
+        facts = {"rows": len(rows), "studies": len({study.study_id or study.id for study in rows})}
+        patients = {study.subject_id for study in rows} - {""}
+        facts |= {"patients": len(patients)} if patients else {}
+        card["splits"][split] = {**facts, "images_per_study": views, "ids_sha256": ids}
+    # a row is an image where several share a study
+    card["unit"] = "image" if any(facts["rows"] > facts["studies"] for facts in card["splits"].values()) else "study"
     card["skipped"] = dict(broken)
     return card
 
@@ -173,8 +178,17 @@ def card_text(card: dict) -> str:
     lines = [f'data set {card["data_set"]}: {card["annotation"]} (text: its "{card["section"]}" field)']
     for split, facts in card["splits"].items():
         views = ", ".join(f"{count} with {number}" for number, count in facts["images_per_study"].items())
-        lines.append(f"  {split:5s} {facts['studies']:>7,d} studies (images: {views})  ids {facts['ids_sha256']}")
+        count = f"{facts['studies']:>7,d} studies"
+        if card["unit"] == "image":
+            count = f"{facts['rows']:>7,d} rows, an image each, of {facts['studies']:,d} studies"
+        count += f" of {facts['patients']:,d} patients" if "patients" in facts else ""
+        lines.append(f"  {split:5s} {count} (images: {views})  ids {facts['ids_sha256']}")
     lines.append(f"  images used per study: first {card['views_used']}; broken and skipped: {len(card['skipped'])}")
+    for pair, counts in card.get("shared", {}).items():
+        split, _, before = pair.partition(" in ")
+        for what, count in counts.items():
+            share = count / max(card["splits"][split]["rows"], 1)
+            lines.append(f"  shared {what}: {count:,d} {split} rows ({share:.1%}) have one that {before} has too")
     if "empty_masks" in card:
         lines.append(f"  masks: {card['masks']}, {card['empty_masks']} of them empty")
     return "\n".join(lines)

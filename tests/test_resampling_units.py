@@ -8,6 +8,8 @@ import pytest
 from conftest import run
 
 from benchmarks.interval_coverage import coverage
+from data.leaks import leaks
+from data.studies import Study, card_text, data_card
 from modules.errors import InputError
 from modules.scoring.predictions import R2GenReferences, read_reports, write_predictions
 from modules.scoring.resampling import (
@@ -134,3 +136,40 @@ def test_a_foreign_file_takes_its_units_from_the_annotation(tmp_path):
     said = run("main_test.py", "--compare", *both, "--reference", tmp_path / "a.json", "--dataset_name", "iu_xray",
                "--bootstrap", "50", "--protocols", "clean", "--resample_by", "study").stdout  # fmt: skip
     assert "paired bootstrap, 6 studies drawn" in said
+
+
+# --- the data card ---------------------------------------------------------------------------------------------------
+
+
+def study(name, split, report="a .", images=("x.png",), study_id="", subject_id=""):
+    return Study(name, report, tuple(images), split, study_id, subject_id)
+
+
+def test_each_leak_is_told_and_nothing_else(tmp_path):
+    for name, content in (("x.png", b"one"), ("copy.png", b"one"), ("other.png", b"two"), ("y.png", b"longer")):
+        (tmp_path / name).write_bytes(content)
+    train = [study("1", "train", "the heart .", ["x.png"], "s1", "p1")]
+    for row, kinds in (
+        (study("1", "test", "lungs .", ["y.png"], "s2", "p2"), {"ids": 1}),
+        (study("2", "test", "lungs .", ["y.png"], "s1", "p2"), {"studies": 1}),
+        (study("2", "test", "lungs .", ["y.png"], "s2", "p1"), {"patients": 1}),
+        (study("2", "test", " the heart .\n", ["y.png"], "s2", "p2"), {"reports": 1}),
+        (study("2", "test", "lungs .", ["y.png", "x.png"], "s2", "p2"), {"images": 1}),
+        (study("2", "test", "lungs .", ["copy.png"], "s2", "p2"), {"images": 1}),
+        (study("2", "test", "lungs .", ["other.png", "gone.png"], "s2", "p2"), None),
+        (study("2", "test", "lungs ."), {"images": 1}),  # no study, no patient: none is shared
+    ):
+        found = leaks({"train": train, "val": [], "test": [row]}, tmp_path, ["test"], bytes_too=True)
+        assert found == ({"test in train": kinds} if kinds else {}), row
+    assert leaks({"train": train, "val": [], "test": train}, tmp_path, ["train", "val"], bytes_too=True) == {}
+
+
+def test_the_card_says_what_a_row_is_and_what_is_shared(tmp_path):
+    rows = [study(str(n), "test", study_id=f"s{n // 2}", subject_id=f"p{n // 4}") for n in range(8)]
+    card = data_card({"test": rows}, {}, name="made", ann_path=tmp_path, max_views=1)
+    card["shared"] = {"test in train": {"patients": 2}}
+    text = card_text(card)
+    assert "8 rows, an image each, of 4 studies of 2 patients" in text
+    assert "shared patients: 2 test rows (25.0%) have one that train has too" in text
+    card = data_card({"test": rows[::2]}, {}, name="made", ann_path=tmp_path, max_views=1)
+    assert card["unit"] == "study" and "4 studies of 2 patients" in card_text(card)

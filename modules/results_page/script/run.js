@@ -41,6 +41,12 @@ function drawRun() {
         ["text", card.section],
         ["images used per study", card.views_used],
         ["studies listed, " + RUN.split, RUN.facts.studies_listed],
+        ...Object.entries(card.shared || {}).map(([pair, counts]) => [
+          "shared, " + pair,
+          Object.entries(counts)
+            .map(([what, count]) => `${what} of ${count.toLocaleString("en")} rows`)
+            .join(", "),
+        ]),
         ["skipped as broken", Object.keys(card.skipped || {}).length],
       ]),
     );
