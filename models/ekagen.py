@@ -7,6 +7,8 @@ order of operations: the paper's figure and the behaviour of the released code (
 import argparse
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -243,34 +245,33 @@ class EKAGen(System):
         return padding
 
     def logits(self, memory: dict, tokens: torch.Tensor) -> torch.Tensor:
-        """Teacher-forced pass: tokens [B, L] -> [B, L, vocabulary]."""
-        length = tokens.shape[1]
-        x, position = self.embedding(tokens), self.embedding.position.weight[:length]
-        report_mask, mask = causal_mask(tokens == self.padding), memory.get("mask")
-        for number, layer in enumerate(self.decoder):
-            x = layer(x, position, memory[f"keys.{number}"], memory[f"values.{number}"], mask, report_mask)
-            if self.aligners is not None:
-                x = self.aligners[number](x, memory[f"knowledge.{number}"][:, :length])
-        return self._words(x)
+        """Teacher-forced pass: tokens [B, L] -> [B, L, W]."""
+        report_mask = causal_mask(tokens == self.padding)
+        reads = [partial(layer, report_mask=report_mask) for layer in self.decoder]
+        return self._decode(self.embedding(tokens), slice(0, tokens.shape[1]), memory, reads)
 
     def step(self, tokens: torch.Tensor, memory: dict, cache: WordCache | None) -> tuple[torch.Tensor, WordCache]:
-        """The next word of each beam: tokens [B, K] (the last ones written) -> logits [B, K, vocabulary], cache."""
-        studies, beams = tokens.shape
+        """The next token of each beam: tokens [B, K] (the last ones) -> logits [B, K, W], cache."""
         if cache is None:
             sizes = {"layers": len(self.decoder), "length": self.embedding.position.num_embeddings}
-            cache = WordCache(memory["keys.0"], beams=beams, **sizes)
-        at = cache.at
-        x = self.embedding(tokens.reshape(-1, 1), at).view(studies, beams, -1)
-        position = self.embedding.position.weight[at]
-        for number, (layer, past) in enumerate(zip(self.decoder, cache.layers())):
-            keys, values = memory[f"keys.{number}"], memory[f"values.{number}"]
-            x = layer.step(x, position, keys, values, memory.get("mask"), past)
-            if self.aligners is not None:
-                x = self.aligners[number](x, memory[f"knowledge.{number}"][:, at : at + 1])
+            cache = WordCache(memory["keys.0"], beams=tokens.shape[1], **sizes)
+        at = slice(cache.at, cache.at + 1)
+        reads = [partial(layer.step, past=past) for layer, past in zip(self.decoder, cache.layers())]
+        x = self.embedding(tokens.reshape(-1, 1), cache.at).view(*tokens.shape, -1)
+        logits = self._decode(x, at, memory, reads)
         cache.at += 1
-        return self._words(x), cache
+        return logits, cache
 
-    def _words(self, x: torch.Tensor) -> torch.Tensor:
+    def _decode(self, x: torch.Tensor, at: slice, memory: dict, reads: list[Callable]) -> torch.Tensor:
+        """The decoder and its head: embedded tokens x [B, L or K, D] at the positions `at` -> logits [B, L or K, W].
+
+        reads: for each layer its pass over the whole report, or over one more token of every beam.
+        """
+        position = self.embedding.position.weight[at]
+        for number, read in enumerate(reads):
+            x = read(x, position, memory[f"keys.{number}"], memory[f"values.{number}"], memory.get("mask"))
+            if self.aligners is not None:
+                x = self.aligners[number](x, memory[f"knowledge.{number}"][:, at])
         x = self.decoder_norm(x)
         for linear in self.head[:-1]:
             x = F.relu(linear(x))
