@@ -31,7 +31,6 @@ from modules.scoring.optional_metrics import check_extra
 from modules.scoring.predictions import R2GenReferences, unit_columns, write_predictions
 from modules.scoring.score_all import score_all, write_scores
 from modules.scoring.score_table import format_table
-from modules.text.tokenizer import Tokenizer
 
 
 def read_weights(args, argv):
@@ -78,7 +77,7 @@ def main(argv=None) -> None:
     if "diagnosis" in inputs:
         diagnose_studies(args, data, [args.split], device, parts)
     words = data.corpora["train"]
-    tokenizer = Tokenizer.from_state_dict(content["tokenizer"]) if ours else kind.make_tokenizer(words, args)
+    tokenizer = kind.tokenizer_kind.from_state_dict(content["tokenizer"]) if ours else kind.make_tokenizer(words, args)
     system = kind.build(args, tokenizer, parts)
     system.load_start(content, args.load)
     system = system.to(device).eval()

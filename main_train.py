@@ -1,6 +1,7 @@
 """Train a system: `bash train_iu.sh`, or `python main_train.py --help` for every flag."""
 
 import copy
+import dataclasses
 import json
 import shutil
 import sys
@@ -70,7 +71,7 @@ def main(argv=None) -> None:
         f"--batch_size {args.batch_size} is below {processes.count()} process(es) x --accumulate {args.accumulate}: "
         f"some would never see a study; take at least {part}",
     )
-    monitors = [*metric_keys(("r2gen",)), *SUMS]
+    monitors = [*metric_keys(("r2gen", "cvt2")), *SUMS]
     problems.check(
         args.monitor_metric in monitors, f"--monitor_metric {args.monitor_metric}: choose from {', '.join(monitors)}"
     )
@@ -137,6 +138,8 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, kind, devi
     validation = make_dataset(args, data, "val", system.needs(training=False), tokenizer, training=False)
     val_loader = make_loader(validation, batch_size=part, shuffle=False, **settings)
     decoding, precision = DecodingSettings.from_flags(args), Precision(args.precision, device)
+    decoding = dataclasses.replace(decoding, beam_size=args.val_beam_size or args.beam_size)
+    protocols = sorted({"r2gen", *(name.split("/")[0] for name in monitor_parts(args.monitor_metric))})
     texts = R2GenReferences(
         data.corpora["train"],
         rule=args.cleaning,
@@ -147,7 +150,7 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, kind, devi
     def validate(system) -> dict:
         written = write_split(system, val_loader, tokenizer, decoding, precision=precision, device=device)
         rows = [texts.row(study.id, study.report, **written[study.id]) for study in data.studies["val"]]
-        scores = processes.from_first(lambda: score(rows, expected_ids=list(written), protocols=("r2gen",), meteor=meteor))
+        scores = processes.from_first(lambda: score(rows, expected_ids=list(written), protocols=protocols, meteor=meteor))
         return {name: value for name, value in scores.items() if not isinstance(value, dict)}
 
     carried = {

@@ -139,6 +139,11 @@ def diagnosis_tensor(image: Image.Image, side: int = 224) -> torch.Tensor:
     return to_tensor(functional.center_crop(functional.resize(image, side), [side, side]))
 
 
+def evaluation_kind(args) -> str:
+    """The Augmentation of images that are not augmented."""
+    return "center" if args.eval_crop else "none"
+
+
 class Augmentation:
     """Training-time changes of a study's images.
 
@@ -149,37 +154,45 @@ class Augmentation:
     the square, and with crop_flip mirrored half of the time (the R2Gen family's released code).
     crop_aligned: the same size, one draw for all images of a study: each is cut at the same share of its own margins.
     rotate: one draw for all images of a study: a turn of at most 10 degrees, nearest pixel, black corners (SGRRG's code).
+    cvt2: each image on its own is resized to a shorter side of 7/6 of `side` (448 for 384), cut at random to the square and
+    turned by at most 5 degrees (CvT2DistilGPT2's released code). center: so resized, the middle cut out; nothing is drawn.
     none: resized to the square.
     Boxes are followed through aligned, rotate and none.
     """
 
-    KINDS = ("released", "aligned", "crop", "crop_flip", "crop_aligned", "rotate", "none")
+    KINDS = ("released", "aligned", "crop", "crop_flip", "crop_aligned", "rotate", "cvt2", "center", "none")
     TURNS = {"aligned": 5, "rotate": 10, "none": 0}  # degrees to either side, drawn first
 
     def __init__(self, kind: str, side: int, resize_filter: str = "bicubic") -> None:
         if kind not in self.KINDS:
             raise ValueError(f"augmentation {kind}: choose {', '.join(self.KINDS)}")
         self.kind, self.side, self.resize_filter = kind, side, resize_filter
+        larger = 8 / 7 if kind.startswith("crop") else 7 / 6 if kind in ("cvt2", "center") else None
+        self.shorter = None if larger is None else round(side * larger)  # side before the cut
 
     @property
     def name(self) -> str:
         """Names what `resize` does: images resized alike share a cache."""
-        form = f"shorter{round(self.side * 8 / 7)}" if self.kind.startswith("crop") else f"square{self.side}"
+        form = f"square{self.side}" if self.shorter is None else f"shorter{self.shorter}"
         return form if self.resize_filter == "bicubic" else f"{form}{self.resize_filter}"
 
     def resize(self, image: Image.Image) -> Image.Image:
         """The image at the size that the changes start from."""
-        if self.kind.startswith("crop"):
-            return functional.resize(image, round(self.side * 8 / 7), InterpolationMode(self.resize_filter))
+        if self.shorter is not None:
+            return functional.resize(image, self.shorter, InterpolationMode(self.resize_filter))
         return square(image, self.side, self.resize_filter)
 
     def __call__(self, images: list[Image.Image], draw: random.Random) -> list[Image.Image]:
         """images of one study (all views, complete and masked) -> the same, changed; `draw` decides everything."""
         if self.kind == "none":
             return images
+        if self.kind == "center":
+            return [functional.center_crop(image, [self.side, self.side]) for image in images]
         if self.kind == "crop_aligned":
             shares = draw.random(), draw.random()
             return [self._cut(image, *(round(s * (n - self.side)) for s, n in zip(shares, image.size))) for image in images]
+        if self.kind == "cvt2":
+            return [functional.rotate(self._crop(image, draw), draw.uniform(-5, 5)) for image in images]
         if self.kind.startswith("crop"):
             return [self._crop(image, draw) for image in images]
         if self.kind == "released":
@@ -204,6 +217,13 @@ class Augmentation:
     def _angle(self, draw: random.Random) -> float:
         """Degrees of the turn, counter-clockwise; the first number of a study's draw."""
         return draw.uniform(-self.TURNS[self.kind], self.TURNS[self.kind])
+
+    def frame(self, image: Image.Image) -> Image.Image:
+        """The part of an image, at its own size, that the network sees of one that is not augmented."""
+        if self.kind != "center":
+            return image
+        side = round(min(image.size) * self.side / self.shorter)
+        return functional.center_crop(image, [side, side])
 
     def _crop(self, image: Image.Image, draw: random.Random) -> Image.Image:
         left, top = (draw.randint(0, length - self.side) for length in image.size)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.batches import StudyDataset
 from data.image_cache import ImageCache, fingerprint, open_cache
-from data.images import Augmentation
+from data.images import Augmentation, evaluation_kind
 from data.leaks import leaks
 from data.mask_store import MaskRule, MaskStore, PackedMasks, open_masks
 from data.scene_graphs import SceneGraphs, read_scene_graphs
@@ -82,8 +82,9 @@ def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool,
     broken, caches, known = {}, {}, None
     if problems.check(Path(args.image_dir).is_dir(), f"--image_dir: no folder {args.image_dir}"):
         if args.image_cache and not problems.texts:
-            kinds = {"train": args.augment if training else "none"}
-            caches = {s: _open_caches(args, s, rows, kinds.get(s, "none"), views) for s, rows in everything.items()}
+            still = evaluation_kind(args)
+            kinds = {s: args.augment if training and s == "train" else still for s in everything}
+            caches = {s: _open_caches(args, s, rows, kinds[s], views) for s, rows in everything.items()}
             each = [cache for row in caches.values() for cache in row.values()]
             known = {path: why for cache in each for path, why in cache.manifest["broken"].items()}
         elif not problems.texts:
@@ -246,7 +247,7 @@ def _read_labels(args, flag: str, data: RunData, splits, problems: Problems) -> 
 
 def make_dataset(args, data: RunData, split: str, needs: set[str], tokenizer, *, training: bool) -> StudyDataset:
     """The dataset of one split with the fields a system needs."""
-    augment, caches = args.augment if training else "none", data.caches.get(split, {})
+    augment, caches = args.augment if training else evaluation_kind(args), data.caches.get(split, {})
     mask_rule = views = None
     if "masked_images" in needs:
         mask_rule = MaskRule(data.masks, theta=args.theta, gamma=args.gamma, beta=args.beta)
@@ -262,7 +263,7 @@ def make_dataset(args, data: RunData, split: str, needs: set[str], tokenizer, *,
         augment=augment,
         resize_filter=args.resize_filter,
         seed=args.seed,
-        tokens=data.corpora[split].padded(tokenizer, args.max_seq_length + 1) if "tokens" in needs else None,
+        tokens=tokenizer.padded(data.corpora[split], args.max_seq_length + 1) if "tokens" in needs else None,
         tables=data.tables,
         mask_rule=mask_rule,
         cache=caches.get("complete"),

@@ -1,11 +1,12 @@
 """A report for one new study: images and a checkpoint, nothing else."""
 
+import random
 from pathlib import Path
 
 import torch
 
 from data.batches import collate
-from data.images import diagnosis_tensor, open_image, square, to_tensor
+from data.images import Augmentation, diagnosis_tensor, evaluation_kind, open_image, square, to_tensor
 from data.views import view_of
 from knowledge.diagnose import open_bot
 from knowledge.region_boxes import find_boxes
@@ -14,7 +15,6 @@ from modules.decoding import generate_reports
 from modules.errors import InputError
 from modules.nets.adm import SIDE, apply_mask, classifier_masks
 from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
-from modules.text.tokenizer import Tokenizer
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def report_new_study(args, content: dict, kind, decoding, precision, device) -> 
             "set, or train with --load to make a checkpoint of ours"
         )
     parts = content["parts"]
-    tokenizer = Tokenizer.from_state_dict(content["tokenizer"])
+    tokenizer = kind.tokenizer_kind.from_state_dict(content["tokenizer"])
     system = kind.build(args, tokenizer, parts)
     system.load_start(content, args.load)
     system = system.to(device).eval()
@@ -46,7 +46,8 @@ def report_new_study(args, content: dict, kind, decoding, precision, device) -> 
     if views:
         item["images"] = _views(args, views, originals, masks)
     elif "images" in needs:
-        item["images"] = [to_tensor(square(image, args.image_size, args.resize_filter)) for image in originals]
+        form = Augmentation(evaluation_kind(args), args.image_size, args.resize_filter)
+        item["images"] = [to_tensor(image) for image in form(map(form.resize, originals), random.Random())]
     if "masked_images" in needs:
         item["masked_images"] = _masked(args, originals, masks)
     if "boxes" in needs:

@@ -11,6 +11,7 @@ _CLASSES = {
     "r2gen": "R2Gen",
     "r2gencmn": "R2GenCMN",
     "xpronet": "XProNet",
+    "cvt2distilgpt2": "CvT2DistilGPT2",
 }
 
 

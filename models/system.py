@@ -15,6 +15,7 @@ from modules.errors import Problems
 from modules.flags import Flag
 from modules.nets.pretrained import load_backbone, weights_problem
 from modules.nets.transformer import watched
+from modules.text.tokenizer import Tokenizer
 
 
 class System(nn.Module):
@@ -33,6 +34,9 @@ class System(nn.Module):
     released_files: ClassVar[dict[str, dict[str, str]]] = {}
     sizes: ClassVar[tuple[tuple[str, str, int], ...]] = ()
     released_key: ClassVar[str] = "state_dict"
+
+    tokenizer_kind: ClassVar[type] = Tokenizer
+    padding_ends: ClassVar[bool] = True  # a predicted padding ends a report, and beam search never predicts it
 
     padding: int
     bos: int

@@ -42,8 +42,8 @@ class DecodingSettings:
             raise ValueError("sampling goes with --beam_size 1")
         if self.block_trigrams and self.beam_size > 1:
             raise ValueError("--block_trigrams is for greedy decoding: --beam_size 1")
-        if self.beam_search == "released" and self.length_penalty != "none":
-            raise ValueError("--beam_search released ranks by the sum of log-probabilities: --length_penalty none")
+        if self.beam_search != "ours" and self.length_penalty != "none":
+            raise ValueError(f"--beam_search {self.beam_search} ranks in its own way: --length_penalty none")
 
     @classmethod
     def from_flags(cls, args) -> "DecodingSettings":
@@ -73,8 +73,8 @@ def generate_reports(system, batch, settings: DecodingSettings) -> list[list[int
 def decode(system, memory: dict, settings: DecodingSettings, ids: list[str], *, stop: bool = True) -> list[list[int]]:
     """As generate_reports, from encoded studies. stop=False ignores EOS and returns max_length ids each."""
     if settings.beam_size > 1:
-        search = _released_beam_search if settings.beam_search == "released" else _beam_search
-        return search(system, memory, settings)
+        searches = {"ours": _beam_search, "released": _released_beam_search, "hf": _hf_beam_search}
+        return searches[settings.beam_search](system, memory, settings)
     return _one_beam(system, memory, settings, ids, stop)
 
 
@@ -85,7 +85,7 @@ def select(memory: dict, rows: torch.Tensor) -> dict:
 
 def _one_beam(system, memory, settings, ids, stop) -> list[list[int]]:
     device = next(iter(memory.values())).device
-    count = len(ids)
+    count, stops = len(ids), torch.tensor(_stops(system), device=device)
     alive = torch.arange(count, device=device)
     written = torch.full((count, settings.max_length), system.padding, device=device)
     tokens = torch.full((count, 1), system.bos, device=device)
@@ -96,7 +96,7 @@ def _one_beam(system, memory, settings, ids, stop) -> list[list[int]]:
         logits, cache = system.step(tokens, memory, cache)
         logits = logits[:, 0].float()
         if at < settings.min_length:
-            logits[:, [system.eos, system.padding]] = -math.inf
+            logits[:, _stops(system)] = -math.inf
         if trigrams is not None:
             _lower_repeats(logits, written[alive, :at].tolist(), [trigrams[k] for k in alive.tolist()])
         tokens = (
@@ -106,7 +106,7 @@ def _one_beam(system, memory, settings, ids, stop) -> list[list[int]]:
         if not stop or (at + 1) % LOOK_EVERY.get(device.type, 1):
             continue
         words = written[alive, : at + 1]
-        going = ((words != system.eos) & (words != system.padding)).all(1)
+        going = ~torch.isin(words, stops).any(1)
         left = int(going.sum())
         if left == 0:
             break
@@ -117,10 +117,16 @@ def _one_beam(system, memory, settings, ids, stop) -> list[list[int]]:
     return [_cut(row, system) if stop else row for row in written.tolist()]
 
 
+def _stops(system) -> list[int]:
+    """The ids that end a report."""
+    return [system.eos, system.padding] if system.padding_ends else [system.eos]
+
+
 def _cut(row: list[int], system) -> list[int]:
-    """Ids before the first EOS or padding."""
+    """Ids before the first one that ends the report."""
+    stops = _stops(system)
     for position, number in enumerate(row):
-        if number in (system.eos, system.padding):
+        if number in stops:
             return row[:position]
     return row
 
@@ -171,7 +177,7 @@ class _Beams:
         """Log-probabilities of the next word [B, K, W]; what may not come yet has -inf."""
         logits, self.cache = self.system.step(self.tokens, self.memory, self.cache)
         scores = logits.float().log_softmax(-1)
-        if self.system.padding != self.system.eos:
+        if self.system.padding_ends and self.system.padding != self.system.eos:
             scores[..., self.system.padding] = -math.inf
         if at < self.settings.min_length:
             scores[..., self.system.eos] = -math.inf
@@ -194,22 +200,26 @@ class _Beams:
         self.written = self.written.gather(1, source[..., None].expand_as(self.written))
         self.written[:, :, at] = self.tokens = words
 
-    def keep(self, at: int, bound: torch.Tensor, source: torch.Tensor) -> bool:
-        """Drop the studies that cannot get better than `bound` [B], if it is time to look; False when none is left.
+    def keep(self, at: int, going: torch.Tensor, source: torch.Tensor) -> bool:
+        """Drop the studies that are not `going` (bool [B]), if it is time to look; False when none is left.
 
         The cache follows the beams that were gone on from.
         """
         stay = None
-        if (at + 1) % LOOK_EVERY.get(bound.device.type, 1) == 0:
-            going = (bound > self.best[self.alive]).nonzero()[:, 0]
-            if not len(going):
+        if (at + 1) % LOOK_EVERY.get(going.device.type, 1) == 0:
+            rows = going.nonzero()[:, 0]
+            if not len(rows):
                 return False
-            if len(going) < len(self.alive):
-                stay, self.alive = going, self.alive[going]
+            if len(rows) < len(self.alive):
+                stay, self.alive = rows, self.alive[rows]
                 self.tokens, self.sums, self.written = self.tokens[stay], self.sums[stay], self.written[stay]
                 self.memory, source = select(self.memory, stay), source[stay]
         self.cache.keep(stay, source)
         return True
+
+    def can_improve(self, bound: torch.Tensor) -> torch.Tensor:
+        """bool [B]: studies whose best ended report scores below `bound` [B], what a living beam can still reach."""
+        return bound > self.best[self.alive]
 
     def reports(self) -> list[list[int]]:
         return [_cut(row, self.system) for row in self.best_written.tolist()]
@@ -238,7 +248,7 @@ def _beam_search(system, memory, settings) -> list[list[int]]:
         source, state.sums = source.gather(1, kept.indices), kept.values
         state.extend(at, source, words.gather(1, kept.indices))
         longest = settings.max_length if penalty != "none" else at + 1  # nothing more is lost, and much written
-        if not state.keep(at, _penalised(state.sums[:, 0], longest, penalty), source):
+        if not state.keep(at, state.can_improve(_penalised(state.sums[:, 0], longest, penalty)), source):
             break
     return state.reports()
 
@@ -260,9 +270,65 @@ def _released_beam_search(system, memory, settings) -> list[list[int]]:
         own = torch.arange(settings.beam_size, device=sums.device).expand_as(sums)
         state.store(sums.masked_fill(~ended, -math.inf), own)
         state.sums = sums - 1000 * ended
-        if not state.keep(at, state.sums.max(1).values, source):
+        if not state.keep(at, state.can_improve(state.sums.max(1).values), source):
             break
     return state.reports()
+
+
+class _Ended:
+    """The K best ended reports of every study, best first: scores float64 [B, K] (-inf: none yet), ids [B, K, L]."""
+
+    def __init__(self, beams: _Beams) -> None:
+        self.beams = beams
+        self.scores = torch.full(beams.sums.shape, -math.inf, dtype=torch.float64, device=beams.sums.device)
+        self.written = torch.full_like(beams.written, beams.system.eos)
+        self.full = torch.zeros(len(beams.sums), dtype=torch.bool, device=beams.sums.device)  # takes no more
+
+    def add(self, scores: torch.Tensor, source: torch.Tensor) -> None:
+        """Candidates of the living studies, in order: scores [B, any], -inf for none, and the beams that wrote them.
+
+        One enters when it scores above the worst of K.
+        """
+        rows, count = self.beams.alive, self.scores.shape[1]
+        scores = scores.double().masked_fill(self.full[rows, None], -math.inf)
+        written = self.beams.written.gather(1, source[..., None].expand(-1, -1, self.written.shape[-1]))
+        both = torch.cat((self.scores[rows], scores), 1).sort(dim=1, descending=True, stable=True)
+        best = both.indices[:, :count, None].expand(-1, -1, self.written.shape[-1])
+        self.scores[rows], self.written[rows] = (
+            both.values[:, :count],
+            torch.cat((self.written[rows], written), 1).gather(1, best),
+        )
+
+
+def _hf_beam_search(system, memory, settings) -> list[list[int]]:
+    return [_cut(row, system) for row in hf_ended(system, memory, settings).written[:, 0].tolist()]
+
+
+def hf_ended(system, memory, settings) -> _Ended:
+    """Beam search as in transformers 4.35 (length penalty 1, no early stop), which wrote CvT2DistilGPT2's reports.
+
+    An ended report scores its sum over the ids before its last one, BOS counted. A study stops when the worst of its K
+    ended reports is not below the best of 2 K candidates, ended ones included, over one id more. Beams that reach the
+    greatest length compete with their sum over all ids, BOS counted.
+    """
+    beams, state = settings.beam_size, _Beams(system, memory, settings)
+    ended = _Ended(state)
+    for at in range(settings.max_length):
+        scores = state.next_words(at)
+        top, indices = (state.sums[..., None] + scores).flatten(1).topk(2 * beams)
+        source, words = indices // scores.shape[-1], indices % scores.shape[-1]
+        ends = words == system.eos
+        # at a lower rank an ended candidate is passed over
+        ended.add((top.double() / (at + 1)).masked_fill(~ends, -math.inf)[:, :beams], source[:, :beams])
+        ended.full[state.alive] |= ended.scores[state.alive, -1] >= top[:, 0].double() / (at + 2)
+        kept = top.masked_fill(ends, -math.inf).topk(beams)
+        source, state.sums = source.gather(1, kept.indices), kept.values
+        state.extend(at, source, words.gather(1, kept.indices))
+        if not state.keep(at, ~ended.full[state.alive], source):
+            break
+    own = torch.arange(beams, device=state.sums.device).expand_as(state.sums)
+    ended.add(state.sums.double() / (settings.max_length + 1), own)
+    return ended
 
 
 def _penalised(total: torch.Tensor, words: int, kind: str) -> torch.Tensor:

@@ -73,8 +73,8 @@ class Flag:
     file: str = ""
 
 
-AUGMENTATIONS = ("aligned", "released", "crop", "crop_flip", "crop_aligned", "rotate", "none")
-EXTRACTORS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "efficientnet_lite0")
+AUGMENTATIONS = ("aligned", "released", "crop", "crop_flip", "crop_aligned", "rotate", "cvt2", "none")
+EXTRACTORS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "efficientnet_lite0", "cvt_21", "cvt_small")
 
 # fmt: off
 FLAGS = (
@@ -100,7 +100,8 @@ FLAGS = (
     Flag("data", "max_seq_length", positive_int, 128, "token positions of a report (BOS included)", keep="shape"),
     Flag("data", "max_views", positive_int, 1, "images used per study, in the annotation's order", keep="default"),
     Flag("data", "image_size", positive_int, 300, "side of the square image the generator sees, in pixels", keep="default"),
-    Flag("data", "augment", str, "aligned", "training images: aligned = one draw for all views, no flip, small rotation; released = as EKAGen's code (flips, quarter turns, views drawn apart); crop = each image resized to 8/7 of the side and cut at random; crop_flip = also mirrored, as R2Gen's code; crop_aligned = one crop for all views of a study", of=TRAIN, choices=AUGMENTATIONS),
+    Flag("data", "augment", str, "aligned", "training images: aligned = one draw for all views, no flip, small rotation; released = as EKAGen's code (flips, quarter turns, views drawn apart); crop = each image resized to 8/7 of the side and cut at random; crop_flip = also mirrored, as R2Gen's code; crop_aligned = one crop for all views of a study; cvt2 = resized to 7/6, cut at random, turned by at most 5 degrees, as CvT2DistilGPT2's code", of=TRAIN, choices=AUGMENTATIONS),
+    Flag("data", "eval_crop", bool, False, "images that are not augmented are resized to 7/6 of the side and the middle is cut out, instead of resized to the square", keep="default"),
     Flag("data", "resize_filter", str, "bicubic", "how images are resized", keep="default", choices=("bicubic", "bilinear")),
     Flag("data", "skip_broken", bool, False, "go on without studies whose image or report is missing or broken; they are counted in the results"),
     Flag("data", "image_check", str, "full", "before the first batch decode every image (full) or read its header and end (quick)", choices=("full", "quick")),
@@ -151,10 +152,11 @@ FLAGS = (
     Flag("training", "drop_last", bool, False, "leave out the last batch of an epoch where it is not full", of=TRAIN),
     Flag("training", "monitor_metric", str, "r2gen/CIDEr", "validation metric that chooses best.pt (larger is better); r2gen/xsum = BLEU-4 + .33 BLEU-1 + .67 METEOR", of=TRAIN),
     Flag("training", "early_stop", natural, 0, "stop after this many epochs without a better value, 0 = never", of=TRAIN),
+    Flag("training", "val_beam_size", natural, 0, "beams at validation, 0 = --beam_size", of=TRAIN),
     Flag("training", "log_every", positive_int, 50, "steps between rows of log.jsonl", of=TRAIN),
 
     Flag("decoding", "beam_size", positive_int, 1, "beams kept per study, 1 is greedy", keep="default"),
-    Flag("decoding", "beam_search", str, "ours", "ours: ended reports are set aside; released: as R2Gen's code, an ended report stays a beam, its score lowered by 1000", keep="default", choices=("ours", "released")),
+    Flag("decoding", "beam_search", str, "ours", "ours: ended reports are set aside; released: as R2Gen's code, an ended report stays a beam, its score lowered by 1000; hf: as transformers 4.35", keep="default", choices=("ours", "released", "hf")),
     Flag("decoding", "max_gen_length", positive_int, 127, "most words of a written report", keep="default"),
     Flag("decoding", "min_gen_length", natural, 0, "fewest words before EOS may come", keep="default"),
     Flag("decoding", "length_penalty", str, "none", "beam scores divided by: nothing, the mean (avg), or ((5+n)/6)^0.7 (wu)", keep="default", choices=("none", "avg", "wu")),
@@ -164,7 +166,7 @@ FLAGS = (
     Flag("decoding", "block_trigrams", bool, False, "lower words that would repeat a trigram (R2Gen's soft block); beam 1 only", keep="default"),
 
     Flag("scoring", "split", str, "test", "split to write and score", of=TEST, choices=("train", "val", "test")),
-    Flag("scoring", "protocols", str, ("r2gen", "clean", "ptb"), "preparations of the texts before scoring", of=TEST, choices=("r2gen", "clean", "ptb"), nargs="+"),
+    Flag("scoring", "protocols", str, ("r2gen", "clean", "ptb"), "preparations of the texts before scoring", of=TEST, choices=("r2gen", "clean", "ptb", "cvt2"), nargs="+"),
     Flag("scoring", "page", bool, True, "write the results page (index.html) with images and attention", of=TEST),
     Flag("scoring", "reference_words", positive_int, 59, "protocol r2gen: references are cut at this many words", keep="default"),
     Flag("scoring", "reference_threshold", positive_int, 3, "protocol r2gen: rarer words of the references become <unk>", keep="default"),

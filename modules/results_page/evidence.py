@@ -93,7 +93,7 @@ def image_row(path: str, *, seen: bool, side: int, dataset, open_image: Callable
     """A image of a study for the page; one that cannot be read gives a note in its place."""
     row: dict = {"path": path, "seen": seen}
     try:
-        image = open_image(f"{dataset.image_dir}/{path}").convert("L")
+        image = dataset.augment.frame(open_image(f"{dataset.image_dir}/{path}")).convert("L")
     except InputError as error:
         return {**row, "note": str(error)}
     image.thumbnail((side, side))

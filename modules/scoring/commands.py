@@ -177,7 +177,8 @@ def print_table(args) -> None:
     runs = [read_run(path, args.split) for path in args.table]
     protocol = args.protocols[0]
     data_set = runs[0].data_set
-    published = PUBLISHED.get(data_set) if protocol == "r2gen" and args.split == "test" else None
+    rows = PUBLISHED.get(data_set, {}) if args.split == "test" else {}
+    published = {name: values for name, values in rows.items() if values.get("protocol", "r2gen") == protocol}
     text = render(*table_rows(runs, protocol, published), args.table_format)
     print(text)
     if args.out:

@@ -13,18 +13,20 @@ from modules.text.cleaning import RULES, SPLITS, UNKNOWN, clean_report, count_wo
 
 # rule -> (training count a word needs to be kept, words a reference may have) of protocol r2gen.
 R2GEN_LIMITS = {"iu_xray": (3, 59), "mimic_cxr": (10, 99)}
+CVT2_LIMITS = (3, 59)  # the same of protocol cvt2, whatever the rule
 UNIT_COLUMNS = ("study_id", "subject_id")  # which rows share a study or a patient
 COLUMNS = ("id", "reference", "prediction", "reference_clean", "reference_r2gen")
 
 
 class R2GenReferences:
-    """Makes the references `clean` and `r2gen` of a report, from the words of the training reports.
+    """Makes the references `clean`, `r2gen` and `cvt2` of a report, from the words of the training reports.
 
     training_reports: raw texts, or their Corpus. rule: a name of RULES. threshold: how often a word must occur in the
     cleaned training reports to be kept; max_words: where a reference is cut (full stops count); both default to R2Gen's
     for the rule.
     `words` is the set of kept words and `<unk>` (760 on IU X-Ray). Raises InputError when there is no training report.
-    Source: Chen et al. 2020 (R2Gen): `[0] + ids + [0]` cut to 60 (IU) or 100 (MIMIC), less the first.
+    Source: Chen et al. 2020 (R2Gen): `[0] + ids + [0]` cut to 60 (IU) or 100 (MIMIC), less the first. Protocol cvt2 has the
+    limits of IU on every data set, as Nicolson et al. 2023 (CvT2DistilGPT2) score MIMIC-CXR.
     """
 
     def __init__(
@@ -41,7 +43,10 @@ class R2GenReferences:
             counts = count_words(clean_report(report, rule) for report in training_reports)
         if not counts:
             raise InputError("no training report: the words of protocol r2gen are counted in the training reports")
-        self.words = frozenset([word for word, count in counts.items() if count >= self.threshold] + [UNKNOWN])
+        self.words, self.cvt2_words = (
+            frozenset([word for word, count in counts.items() if count >= least] + [UNKNOWN])
+            for least in (self.threshold, CVT2_LIMITS[0])
+        )
 
     def clean(self, text: str) -> str:
         """The cleaned report, neither cut nor with `<unk>`."""
@@ -49,8 +54,15 @@ class R2GenReferences:
 
     def r2gen(self, text: str) -> str:
         """The cleaned report, at most `max_words` words, rare and unseen words replaced by `<unk>`."""
-        words = clean_report(text, self.rule).split()[: self.max_words]
-        return " ".join([word if word in self.words else UNKNOWN for word in words])
+        return self._cut(text, self.words, self.max_words)
+
+    def cvt2(self, text: str) -> str:
+        """The same by the limits of protocol cvt2."""
+        return self._cut(text, self.cvt2_words, CVT2_LIMITS[1])
+
+    def _cut(self, text: str, kept: frozenset[str], most: int) -> str:
+        words = clean_report(text, self.rule).split()[:most]
+        return " ".join([word if word in kept else UNKNOWN for word in words])
 
     def row(self, study: str, reference: str, prediction: str, **more: str) -> dict[str, str]:
         """One row of the predictions file: `study` is the id, `reference` the raw text, `more` further columns."""
@@ -60,6 +72,7 @@ class R2GenReferences:
             "prediction": prediction,
             "reference_clean": self.clean(reference),
             "reference_r2gen": self.r2gen(reference),
+            "reference_cvt2": self.cvt2(reference),
             **more,
         }
 

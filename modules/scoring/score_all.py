@@ -147,7 +147,7 @@ def _subsets(rows, states, statistics: Mapping[str, Statistic], resamples: int, 
         states[RULE_LABELER]["reference"] if RULE_LABELER in states else label_by_rules([r["reference"] for r in rows])
     )
     findings, earlier = abnormal(expected), np.array([speaks_of_earlier(row["reference"]) for row in rows])
-    text = {key: one for key, one in statistics.items() if key.removeprefix("constant/").split("/")[0] in PROTOCOLS}
+    text = {key: one for key, one in statistics.items() if key.removeprefix("constant/").split("/")[0] in REFERENCE_COLUMNS}
     stated = positive(expected, "u0")
     parts = {"abnormal": (findings, statistics), "normal": (~findings, statistics)}
     parts |= {"earlier": (earlier, statistics), "not_earlier": (~earlier, statistics)}

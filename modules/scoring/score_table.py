@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from modules.scoring.metrics import METRICS, PROTOCOLS
+from modules.scoring.metrics import METRICS, REFERENCE_COLUMNS
 
 TITLES = {"BLEU_1": "BLEU-1", "BLEU_2": "BLEU-2", "BLEU_3": "BLEU-3", "BLEU_4": "BLEU-4", "ROUGE_L": "ROUGE-L"}
 
@@ -11,15 +11,16 @@ def format_table(metrics: Mapping, published: Mapping[str, Mapping[str, float]] 
     """The result of score() or scoring.score_all() as Markdown tables that read well as plain text too.
 
     Rows of the first: this system, its 95% interval and the constant report (`*`) under each protocol, then `published`: name
-    of a system -> its values by the names of METRICS (any may be absent), protocol as their papers used it. `n/a`: could not
-    be computed (the reason follows below); `-`: not given. Then clinical F1 and the parts of the split, where they are known.
-    Below: distinct reports, lengths, notes.
+    of a system -> its values by the names of METRICS (any may be absent), protocol as their papers used it, named where it is
+    not r2gen. `n/a`: could not be computed (the reason follows below); `-`: not given. Then clinical F1 and the parts of the
+    split, where they are known. Below: distinct reports, lengths, notes.
     """
     lines = [["protocol", "system", *(TITLES.get(name, name) for name in METRICS)]]
-    for protocol in PROTOCOLS:
+    for protocol in REFERENCE_COLUMNS:
         lines += _system_rows(metrics, protocol, [f"{protocol}/{name}" for name in METRICS])
     for name, values in (published or {}).items():
-        lines.append(["published", name, *(_cell(values, metric) for metric in METRICS)])
+        label = f"published, {values['protocol']}" if "protocol" in values else "published"
+        lines.append([label, name, *(_cell(values, metric) for metric in METRICS)])
     tables = [markdown(lines, words=2)]
     averages = [f"{labels}/{average}" for labels in ("14", "5") for average in ("micro", "macro", "example")]
     clinical = [["F1 of labels", "system", *(name.replace("/", " ") for name in averages)]]
@@ -55,7 +56,7 @@ def _system_rows(metrics: Mapping, name: str, keys: Sequence[str]) -> list[list[
 
 def _part_rows(metrics: Mapping) -> list[list[str]]:
     """The parts of the split, chosen by their references: abnormal or not, speaking of earlier studies or not."""
-    protocol = next((name for name in PROTOCOLS if f"{name}/BLEU_4" in metrics), None)
+    protocol = next((name for name in REFERENCE_COLUMNS if f"{name}/BLEU_4" in metrics), None)
     labeler = next(iter(metrics.get("by_label", ())), None)
     keys = [f"{protocol}/{name}" for name in ("BLEU_1", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr")]
     keys += [f"ce/{labeler}/14/{average}/u1/f1" for average in ("micro", "macro")]

@@ -126,8 +126,8 @@ def table_rows(
         rows.append(["constant report *", "-", *cells, "1"])
         notes.append("* one training report, the best on validation, given to every study.")
     for name, values in (published or {}).items():
-        published = [values.get(key.split("/")[-1]) if key.startswith(protocol) else None for key in keys]
-        rows.append([f"{name} (published)", "-", *("-" if value is None else f"{value:.3f}" for value in published), "-"])
+        printed = [values.get(key.split("/")[-1]) if key.startswith(protocol) else None for key in keys]
+        rows.append([f"{name} (published)", "-", *("-" if value is None else f"{value:.3f}" for value in printed), "-"])
     if any(run.oracle for run in runs):
         notes.append("(oracle): diagnoses made from the reports of the scored studies.")
     if any(len(group) > 1 for group in group_seeds(runs)):

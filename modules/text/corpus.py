@@ -8,7 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,11 @@ class Corpus:
         if self._counts is None:
             self._counts = Counter(dict(zip(self.words, np.bincount(self.flat, minlength=len(self.words)).tolist())))
         return self._counts.copy()
+
+    def reports(self) -> Iterator[list[str]]:
+        """The words of each report."""
+        for start, end in zip(self.starts[:-1], self.starts[1:]):
+            yield [self.words[number] for number in self.flat[start:end]]
 
     def take(self, places: Sequence[int]) -> "Corpus":
         """The reports at `places`, in that order."""

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from modules.errors import InputError
 from modules.text.cleaning import clean_report
 from modules.text.corpus import Corpus
@@ -74,6 +76,10 @@ class Tokenizer:
         """Raw report -> `length` ids, cut or padded (a cut report has no EOS, as released)."""
         ids = self.encode(report)[:length]
         return ids + [self.padding] * (length - len(ids))
+
+    def padded(self, corpus: Corpus, length: int) -> np.ndarray:
+        """int32 [N, length]: every row is encode_padded of the report."""
+        return corpus.padded(self, length)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids after BOS -> text; nothing after EOS (or padding) is kept."""
