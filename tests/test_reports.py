@@ -67,7 +67,7 @@ def test_references_cut_and_replace():
     assert references.words == {"clear", "lungs", "heart", ".", "<unk>"}
     assert references.r2gen("Clear odd lungs. New heart.") == "clear <unk> lungs . <unk>"
     assert references.clean("Clear odd lungs.") == "clear odd lungs ."
-    assert set(references.row("a", "Odd.", "x", constant="y")) == {*COLUMNS, "constant"}
+    assert set(references.row("a", "Odd.", "x", constant="y")) == {*COLUMNS, "reference_cvt2", "constant"}
     assert R2GenReferences(["a"], "mimic_cxr").max_words == 99
     with pytest.raises(InputError, match="no training report"):
         R2GenReferences([], "iu_xray")
@@ -161,3 +161,13 @@ def test_real_reports():
         for study in splits["train"] + splits["val"] + splits["test"]:
             assert clean_report(study["report"], rule) == literal_cleaning(study["report"], rule)
     assert len(R2GenReferences([study["report"] for study in splits["train"]], "iu_xray").words) == 760
+
+
+def test_references_of_protocol_cvt2_have_the_limits_of_iu():
+    training = ["alpha " * 3 + "beta " * 10]
+    references = R2GenReferences(training, rule="mimic_cxr")
+    text = "alpha beta gamma " * 40
+    assert references.r2gen(text).split()[:3] == ["<unk>", "beta", "<unk>"] and len(references.r2gen(text).split()) == 99
+    assert references.cvt2(text).split()[:3] == ["alpha", "beta", "<unk>"] and len(references.cvt2(text).split()) == 59
+    row = R2GenReferences(training, rule="iu_xray").row("a", text, "x")
+    assert row["reference_cvt2"] == row["reference_r2gen"]
