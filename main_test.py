@@ -3,12 +3,13 @@
 Without weights: --score FILE, --compare A B, --table RUNS (modules/scoring/commands.py).
 """
 
+import functools
 import json
 import sys
 from pathlib import Path
 
 from data.batches import make_loader
-from data.images import open_image
+from data.images import open_image, reading_of
 from data.prepare import make_dataset, open_data
 from data.studies import card_text
 from knowledge.diagnose import diagnose_studies
@@ -67,7 +68,8 @@ def main(argv=None) -> None:
     # training and validation reports are read for the protocol's word counts and the constant report, not for images
     inputs = kind.inputs(args, training=False)
     brought = {"diagnosis"} if parts and "diagnosisbot" in parts and "diagnosisbot" not in args.typed else set()
-    data = open_data(args, {args.split: inputs - brought}, problems, texts=True, views=kind.views(args))
+    more = {"views": kind.views(args), "trained": trained_equalized(content)}
+    data = open_data(args, {args.split: inputs - brought}, problems, texts=True, **more)
     problems.stop_if_any()
     print(card_text(data.card))
     if args.dry_run:
@@ -124,8 +126,18 @@ def main(argv=None) -> None:
         )
     print(f"written: {predictions}, metrics_{args.split}.json, scores_{args.split}.csv and labels_{args.split}.csv")
     if args.page:
-        write_evidence(folder / f"evidence_{args.split}.jsonl", dataset, seen, open_image)
+        write_evidence(
+            folder / f"evidence_{args.split}.jsonl",
+            dataset,
+            seen,
+            functools.partial(open_image, reading=reading_of(args)),
+        )
         print(f"results page: {write_page(folder, args.split)}")
+
+
+def trained_equalized(content: dict) -> float | None:
+    """Which share of the images a checkpoint was trained on was equalised; None where it is not known."""
+    return content["data"].get("equalized") if is_ours(content) else None
 
 
 def results_folder(args, ours: bool) -> Path:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from data.image_cache import ImageCache
-from data.images import Augmentation, open_image, to_tensor
+from data.images import PLAIN, Augmentation, Reading, open_image, to_tensor
 from data.scene_graphs import SceneGraphs, graph_fields, pad_graphs
 from data.studies import Study
 from data.views import Views
@@ -74,8 +74,9 @@ class StudyDataset(Dataset):
 
     needs: which fields of Batch the system reads. tokens: word ids int32 [N, L + 1] of the studies, or None. tables: named
     label tables {"diagnosis": {id: K values}, ...}. mask_rule: function (image path, PIL image) -> masked image.
-    cache: the images decoded and resized already, or None. scene_graphs: for "boxes" and "graph" in needs, those of the
-    studies' first images; boxes are turned with their image. views: what `images` holds instead of the complete images.
+    cache: the images decoded and resized already, or None. reading: how image files are opened. scene_graphs: for "boxes"
+    and "graph" in needs, those of the studies' first images; boxes are turned with their image. views: what `images` holds
+    instead of the complete images.
     What an image goes through depends on (seed, epoch, study id) alone: not on worker, order or batch.
     """
 
@@ -94,10 +95,11 @@ class StudyDataset(Dataset):
         tables: dict[str, dict] | None = None,
         mask_rule=None,
         cache: ImageCache | None = None,
+        reading: Reading = PLAIN,
         scene_graphs: SceneGraphs | None = None,
         views: Views | None = None,
     ) -> None:
-        self.studies, self.image_dir = studies, str(image_dir)
+        self.studies, self.image_dir, self.reading = studies, str(image_dir), reading
         self.needs, self.image_size, self.max_views = needs, image_size, max_views
         self.augment, self.seed, self.epoch = Augmentation(augment, image_size, resize_filter), seed, 0
         self.mask_rule, self.cache, self.scene_graphs, self.views = mask_rule, cache, scene_graphs, views
@@ -113,7 +115,7 @@ class StudyDataset(Dataset):
 
     def _image(self, path: str) -> Image.Image:
         kept = self.cache.get(path) if self.cache is not None else None
-        return kept or self.augment.resize(open_image(f"{self.image_dir}/{path}"))
+        return kept or self.augment.resize(open_image(f"{self.image_dir}/{path}", self.reading))
 
     def _images(self, study: Study) -> dict[str, list[Image.Image]]:
         """By field of Batch, the study's images before augmentation."""

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.images import open_image
+from data.images import PLAIN, Reading, open_image
 from modules.artefact import checksum, read_json, write_json
 from modules.errors import InputError
 
@@ -43,7 +43,9 @@ class ImageCache:
         self.manifest = read_json(folder / "manifest.json")
         try:
             table = (folder / "table.npy").read_bytes()
-            whole = self.manifest.pop("checksum") == _sum_of(self.manifest) and self.manifest["table"] == checksum(table)
+            whole = self.manifest.pop("checksum") == _sum_of(self.manifest) and self.manifest["table"] == checksum(
+                table
+            )
             whole = whole and (folder / "pixels.bin").stat().st_size == self.manifest["bytes"] + 1
         except (OSError, AttributeError, KeyError, TypeError) as error:
             raise InputError(f"image cache {folder} cannot be read: {error}") from error
@@ -72,20 +74,25 @@ class ImageCache:
         """
         pixels = self._record(self.place[path])
         if pixels is None:
-            log.warning("image cache %s is damaged at %s: decoding it again, the next start makes it anew", self.folder, path)
+            log.warning(
+                "image cache %s is damaged at %s: decoding it again, the next start makes it anew", self.folder, path
+            )
             with contextlib.suppress(OSError):  # where it may only be read, it is checked again
                 (self.folder / "manifest.json").unlink()
             return None
         return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def open_cache(folder, image_dir, paths: list[str], resize: Callable, *, name: str, progress: bool = True) -> ImageCache:
+def open_cache(
+    folder, image_dir, paths: list[str], resize: Callable, *, name: str, reading: Reading = PLAIN, progress: bool = True
+) -> ImageCache:
     """The cache of `paths` (relative to image_dir) in `folder`, made where there is none, or a stale or torn one.
 
-    resize: image -> image, named by `name`. What cannot be read is listed in manifest["broken"], path -> reason.
+    resize: image -> image, named by `name`; reading: how files are opened. What cannot be read is listed in
+    manifest["broken"], path -> reason.
     """
     folder, paths = Path(folder), list(dict.fromkeys(paths))
-    wanted = {"version": VERSION, "resize": name, "files_sha256": fingerprint(image_dir, paths)}
+    wanted = {"version": VERSION, "resize": name + reading.name, "files_sha256": fingerprint(image_dir, paths)}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(folder.name + ".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second run waits for the first one's cache
@@ -98,7 +105,7 @@ def open_cache(folder, image_dir, paths: list[str], resize: Callable, *, name: s
             except InputError as error:
                 print(f"{error}: making it anew")
             _remove(folder)
-        build_cache(folder, image_dir, paths, resize, wanted, progress=progress)
+        build_cache(folder, image_dir, paths, resize, wanted, reading=reading, progress=progress)
     return ImageCache(folder)
 
 
@@ -129,7 +136,7 @@ def fingerprint(image_dir, paths: list[str], *, dates: bool = True) -> str:
     return digest.hexdigest()
 
 
-def build_cache(folder: Path, image_dir, paths, resize, wanted: dict, *, progress: bool) -> None:
+def build_cache(folder: Path, image_dir, paths, resize, wanted: dict, *, reading: Reading, progress: bool) -> None:
     """Decode `paths` into a new cache. InputError when the disk is full; nothing is left of the attempt then."""
     unfinished = folder.with_name(folder.name + ".unfinished")
     if unfinished.is_dir():  # of a killed attempt
@@ -138,7 +145,7 @@ def build_cache(folder: Path, image_dir, paths, resize, wanted: dict, *, progres
     table, broken, offset = [], {}, 0
     try:
         with open(unfinished / "pixels.bin", "wb") as file, ThreadPoolExecutor(WORKERS) as pool:
-            read = lambda path: _read(f"{image_dir}/{path}", resize)  # noqa: E731
+            read = lambda path: _read(f"{image_dir}/{path}", resize, reading)  # noqa: E731
             bar = tqdm(total=len(paths), desc="image cache", disable=None if progress else True, leave=False)
             for start in range(0, len(paths), 16 * WORKERS):  # few images at a time: the memory stays small
                 some = list(islice(paths, start, start + 16 * WORKERS))
@@ -167,9 +174,9 @@ def build_cache(folder: Path, image_dir, paths, resize, wanted: dict, *, progres
     unfinished.rename(folder)
 
 
-def _read(path: str, resize) -> tuple[np.ndarray | None, str | None]:
+def _read(path: str, resize, reading: Reading) -> tuple[np.ndarray | None, str | None]:
     try:
-        pixels = np.asarray(resize(open_image(path)))
+        pixels = np.asarray(resize(open_image(path, reading)))
     except InputError as error:
         return None, str(error)
     grey = (pixels[..., :1] == pixels).all()

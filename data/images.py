@@ -5,6 +5,7 @@ import random
 import stat
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torchvision.transforms import functional
 from torchvision.transforms.functional import InterpolationMode
 
+from data.dicom import dicom_problem, is_dicom, read_dicom
+from data.equalize import equalize, is_equalized
 from modules.errors import InputError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
@@ -26,13 +29,46 @@ FAULTS = (
 )  # fmt: skip
 
 
-def open_image(path: str | Path) -> Image.Image:
+@dataclass(frozen=True)
+class Reading:
+    """How image files become grey levels: the rule for DICOM (data/dicom.py), and whether histograms are equalised."""
+
+    dicom: str = "voi"
+    equalize: bool = False
+
+    @property
+    def name(self) -> str:
+        """Names a reading other than the plain one: images read alike share a cache."""
+        rule = "" if self.dicom == "voi" else f"_{self.dicom}"
+        return rule + ("_equalized" if self.equalize else "")
+
+
+PLAIN = Reading()
+
+
+def reading_of(args) -> Reading:
+    """The reading of --dicom and --equalize."""
+    return Reading(args.dicom or default_dicom(args.dataset_name), args.equalize == "on")
+
+
+def default_dicom(dataset_name: str) -> str:
+    """The rule for DICOM where --dicom is not given: images like those of the training set."""
+    return "mimic" if dataset_name == "mimic_cxr" else "voi"
+
+
+def open_image(path: str | Path, reading: Reading = PLAIN) -> Image.Image:
     """Read JPEG, PNG (8 or 16 bit) or DICOM as an RGB image. Raises InputError with the path and the reason."""
-    path = Path(path)
+    image = _open(Path(path), reading.dicom)
+    if not reading.equalize:
+        return image
+    return Image.fromarray(equalize(np.asarray(image.convert("L")))).convert("RGB")
+
+
+def _open(path: Path, dicom: str) -> Image.Image:
     try:
         _check_regular(path)
-        if path.suffix.lower() in (".dcm", ".dicom"):
-            return _open_dicom(path)
+        if is_dicom(path):
+            return Image.fromarray(read_dicom(path, dicom)).convert("RGB")
         with _opened(path) as image:
             if image.mode.startswith(("I", "F")):  # 16 bit and more: scale to the image's own range
                 return _eight_bits(np.asarray(image))
@@ -73,22 +109,6 @@ def _eight_bits(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.round(255 * (pixels - low) / max(high - low, 1e-9)).astype(np.uint8)).convert("RGB")
 
 
-def _open_dicom(path: Path) -> Image.Image:
-    try:
-        import pydicom
-        from pydicom.pixels import apply_voi_lut
-    except ImportError as error:
-        raise InputError(f"{path} is DICOM: pip install pydicom") from error
-    try:
-        record = pydicom.dcmread(path)
-        pixels = apply_voi_lut(record.pixel_array, record)
-    except (pydicom.errors.InvalidDicomError, AttributeError, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"image {path} cannot be read: {error}") from error
-    if record.get("PhotometricInterpretation") == "MONOCHROME1":  # bright means low
-        pixels = pixels.max() - pixels
-    return _eight_bits(pixels)
-
-
 def image_problem(path: str | Path, depth: str) -> str | None:
     """What is wrong with an image file, or None. "full" decodes it; "quick" reads the header and the end mark."""
     try:
@@ -96,6 +116,8 @@ def image_problem(path: str | Path, depth: str) -> str | None:
             open_image(path)
             return None
         _check_regular(path)
+        if is_dicom(path):
+            return dicom_problem(path)
         with _opened(path) as image:
             kind = image.format
         with open(path, "rb") as file:
@@ -109,8 +131,6 @@ def image_problem(path: str | Path, depth: str) -> str | None:
     except FileNotFoundError:
         return f"no image {path}"
     except FAULTS as error:
-        if isinstance(error, UnidentifiedImageError) and Path(path).suffix.lower() in (".dcm", ".dicom"):
-            return None  # Pillow cannot read its header; the decoder will
         return f"image {path} cannot be read: {_reason(error)}"
 
 
@@ -264,3 +284,24 @@ def _jitter(image: Image.Image, settings: tuple[list[int], dict[int, float]]) ->
     for number in order:
         image = change[number](image, factors[number])
     return image
+
+
+def equalized_share(images: list[Image.Image]) -> float | None:
+    """Which share of images is histogram-equalised; None of none."""
+    found = [is_equalized(np.asarray(image.convert("L"))) for image in images]
+    return sum(found) / len(found) if found else None
+
+
+def settle_equalize(mode: str, trained: float | None, here: float | None) -> str:
+    """--equalize as "on" or "off". auto: on where most training images are equalised (`trained`) and most here are not.
+
+    The reverse cannot be undone, and is said.
+    """
+    if mode != "auto" or trained is None or here is None:
+        return "off" if mode == "auto" else mode
+    if trained > 0.5 >= here:
+        print("images are histogram-equalised (--equalize on), as those of the training set")
+        return "on"
+    if here > 0.5 >= trained:
+        print("note: the images are histogram-equalised, those of the training set were not: expect worse reports")
+    return "off"

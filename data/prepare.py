@@ -1,5 +1,6 @@
 """From flags to datasets: studies, masks and label tables, checked before the first batch."""
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -9,7 +10,15 @@ from pathlib import Path
 
 from data.batches import StudyDataset
 from data.image_cache import ImageCache, fingerprint, open_cache
-from data.images import Augmentation, evaluation_kind
+from data.images import (
+    Augmentation,
+    Reading,
+    equalized_share,
+    evaluation_kind,
+    open_image,
+    reading_of,
+    settle_equalize,
+)
 from data.leaks import leaks
 from data.mask_store import MaskRule, MaskStore, PackedMasks, open_masks
 from data.scene_graphs import SceneGraphs, read_scene_graphs
@@ -48,26 +57,36 @@ class RunData:
     oracle_graph: bool = False
 
 
-def open_data(args, inputs: dict[str, set[str]], problems: Problems, *, texts=False, training=False, views=None) -> RunData:
+def open_data(
+    args,
+    inputs: dict[str, set[str]],
+    problems: Problems,
+    *,
+    texts=False,
+    training=False,
+    views=None,
+    trained: float | None = None,
+) -> RunData:
     """Read the annotation and look at every study of the splits of `inputs`; what is wrong goes to `problems`.
 
     inputs: by split, what its studies must bring beside images and report: "masks" (ADM), "diagnosis" (of a table or a
     DiagnosisBot), "labels" (of their reports), "scene_graphs" (boxes of regions), "true_graph" (what the report says of
     them). texts: keep the training and validation reports too (scoring counts their words); training never asks for the
     texts of the test split. training: the images of "train" will be augmented. views: (kind, number of the study's
-    image) of each view, where a system asks for others than the complete images.
+    image) of each view, where a system asks for others than the complete images. trained:
+    which share of the training images was equalised, for --equalize auto, which is settled here.
     """
     # a million new objects that stay: searching them for garbage takes longer than reading them, and frozen they are not
     # touched, and so not copied, by the collector of a worker process either
     gc.disable()
     try:
-        return _open_data(args, inputs, problems, texts=texts, training=training, views=views)
+        return _open_data(args, inputs, problems, texts=texts, training=training, views=views, trained=trained)
     finally:
         gc.freeze()
         gc.enable()
 
 
-def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool, views) -> RunData:
+def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool, views, trained) -> RunData:
     splits = tuple(inputs)
     try:
         everything = read_annotation(args.ann_path)
@@ -79,8 +98,10 @@ def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool,
     everything = {split: everything[split] for split in splits}
     for split, rows in everything.items():
         problems.check(bool(rows), f"{args.ann_path} has no {split} studies")
-    broken, caches, known = {}, {}, None
+    broken, caches, known, share = {}, {}, None, None
     if problems.check(Path(args.image_dir).is_dir(), f"--image_dir: no folder {args.image_dir}"):
+        share = _equalized_share(args, everything[splits[0]])
+        args.equalize = settle_equalize(args.equalize, trained, share)
         if args.image_cache and not problems.texts:
             still = evaluation_kind(args)
             kinds = {s: args.augment if training and s == "train" else still for s in everything}
@@ -98,6 +119,7 @@ def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool,
     card["shared"] = shared
     used = [path for rows in studies.values() for path in _paths(args, rows)]
     card["images_sha256"] = fingerprint(args.image_dir, used, dates=False)
+    card["equalized"] = 1.0 if args.equalize == "on" else share
     data = RunData(studies, card, {split: len(rows) for split, rows in everything.items()}, texts=reports)
     data.caches, data.views = caches, views
     if not problems.texts:
@@ -117,6 +139,16 @@ def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool,
     return data
 
 
+def _equalized_share(args, rows: list[Study]) -> float | None:
+    """Of 32 first images, evenly drawn from `rows`: how many are equalised; None where none can be read."""
+    images = []
+    for study in rows[:: max(1, len(rows) // 32)][:32]:
+        for path in study.images[:1]:
+            with contextlib.suppress(InputError):  # told by the check of every image
+                images.append(open_image(f"{args.image_dir}/{path}", Reading(reading_of(args).dicom)))
+    return equalized_share(images)
+
+
 def _paths(args, rows: list[Study]) -> list[str]:
     return [path for study in rows for path in study.images[: args.max_views]]
 
@@ -124,11 +156,13 @@ def _paths(args, rows: list[Study]) -> list[str]:
 def _open_caches(args, split: str, rows: list[Study], augment: str, views) -> dict[str, ImageCache]:
     """By kind of view, the decoded images of a split, made where they are not there yet."""
     sizes = Augmentation(augment, args.image_size, args.resize_filter)
-    paths, caches = _paths(args, rows), {}
+    paths, caches, reading = _paths(args, rows), {}, reading_of(args)
     for kind in dict.fromkeys(kind for kind, _ in views) if views else ("complete",):
         name, resize, folder = kept(kind, sizes, args.image_dir, _masked_dir(args))
-        place = Path(args.knowledge_dir) / "images" / f"{name}_{args.max_views}" / split
-        caches[kind] = processes.first_then_others(partial(open_cache, place, folder, paths, resize, name=name))
+        place = Path(args.knowledge_dir) / "images" / f"{name}{reading.name}_{args.max_views}" / split
+        caches[kind] = processes.first_then_others(
+            partial(open_cache, place, folder, paths, resize, name=name, reading=reading)
+        )
     return caches
 
 
@@ -177,9 +211,7 @@ def _open_masks(args, data: RunData, splits, problems: Problems) -> None:
         return
     used = [p for split in splits for study in data.studies[split] for p in study.images[: args.max_views]]
     missing = [image for image in used if not data.masks.has(image)]
-    text = (
-        f"--adm_masks {args.adm_masks} has no mask for {len(missing)} of {len(used)} images (such as {missing[:3]})"
-    )
+    text = f"--adm_masks {args.adm_masks} has no mask for {len(missing)} of {len(used)} images (such as {missing[:3]})"
     problems.check(not missing, f"{text}: it was made from other images, or its making is unfinished")
     data.card["masks"] = str(args.adm_masks)
     if isinstance(data.masks, PackedMasks):
@@ -253,7 +285,8 @@ def make_dataset(args, data: RunData, split: str, needs: set[str], tokenizer, *,
         mask_rule = MaskRule(data.masks, theta=args.theta, gamma=args.gamma, beta=args.beta)
     if data.views:
         sizes = Augmentation(augment, args.image_size, args.resize_filter)
-        views = Views(data.views, args.image_dir, sizes, masks=data.masks, masked_dir=_masked_dir(args), caches=caches)
+        facts = {"masks": data.masks, "masked_dir": _masked_dir(args), "reading": reading_of(args)}
+        views = Views(data.views, args.image_dir, sizes, caches=caches, **facts)
     return StudyDataset(
         data.studies[split],
         args.image_dir,
@@ -267,6 +300,7 @@ def make_dataset(args, data: RunData, split: str, needs: set[str], tokenizer, *,
         tables=data.tables,
         mask_rule=mask_rule,
         cache=caches.get("complete"),
+        reading=reading_of(args),
         scene_graphs=data.scene_graphs,
         views=views,
     )

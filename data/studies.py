@@ -105,7 +105,9 @@ def check_studies(
     for study in listed:
         seen[study.id] += 1
         if seen[study.id] > 1:
-            broken[f"{study.id} (number {seen[study.id]})"] = "the id stands in the annotation before; the first is kept"
+            broken[f"{study.id} (number {seen[study.id]})"] = (
+                "the id stands in the annotation before; the first is kept"
+            )
         # cleaning leaves every letter, so only a report without any has to be cleaned
         elif not LETTER.search(study.report) and not clean_report(study.report, cleaning).strip(" ."):
             broken[study.id] = "empty report"
@@ -129,9 +131,7 @@ def check_images(images: list[str], image_dir: str | Path, *, depth: str, progre
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda image: image_problem(f"{image_dir}/{image}", depth), images)
         settings = {"desc": "checking images", "disable": None if progress else True, "leave": False}
-        return {
-            image: problem for image, problem in tqdm(zip(images, found), total=len(images), **settings) if problem
-        }
+        return {image: problem for image, problem in tqdm(zip(images, found), total=len(images), **settings) if problem}
 
 
 def without_broken(

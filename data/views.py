@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter
 
 from data.equalize import equalize
 from data.image_cache import ImageCache
-from data.images import Augmentation, open_image, square
+from data.images import PLAIN, Augmentation, Reading, open_image, square
 from data.mask_store import MaskStore
 from modules.nets.adm import SIDE
 
@@ -78,7 +78,9 @@ class Views:
         masks: MaskStore | None = None,
         masked_dir=None,
         caches: dict[str, ImageCache] | None = None,
+        reading: Reading = PLAIN,
     ) -> None:
+        self.reading = reading
         self.wanted, self.sizes, self.masks, self.caches = wanted, sizes, masks, caches or {}
         self.kept = {kind: kept(kind, sizes, image_dir, masked_dir) for kind, _ in wanted}
         self.by_masks = masked_dir is None
@@ -89,7 +91,7 @@ class Views:
 
     def _view(self, kind: str, path: str) -> Image.Image:
         _, resize, folder = self.kept[kind]
-        image = self.caches[kind].get(path) if self.caches else resize(open_image(f"{folder}/{path}"))
+        image = self.caches[kind].get(path) if self.caches else resize(open_image(f"{folder}/{path}", self.reading))
         if kind == "masked" and self.by_masks:
             image = self.sizes.resize(masked(image, self.masks.get(path)))
         return image

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.images import diagnosis_tensor, open_image, square
+from data.images import PLAIN, Reading, diagnosis_tensor, open_image, reading_of, square
 from data.scene_graphs import box_source
 from data.studies import Study
 from modules import processes
@@ -20,40 +20,54 @@ from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
 class FirstImages(Dataset):
     """The first image of each study as the DiagnosisBot sees it: [3, S, S]."""
 
-    def __init__(self, studies: list[Study], image_dir, side: int) -> None:
-        self.studies, self.image_dir, self.side = studies, image_dir, side
+    def __init__(self, studies: list[Study], image_dir, side: int, reading: Reading = PLAIN) -> None:
+        self.studies, self.image_dir, self.side, self.reading = studies, image_dir, side, reading
 
     def __len__(self) -> int:
         return len(self.studies)
 
     def __getitem__(self, place: int) -> torch.Tensor:
-        image = open_image(f"{self.image_dir}/{self.studies[place].images[0]}")
+        image = open_image(f"{self.image_dir}/{self.studies[place].images[0]}", self.reading)
         return diagnosis_tensor(square(image, SIDE), self.side)
 
 
 @torch.no_grad()
-def probabilities(bot: DiagnosisBot, studies, image_dir, *, device, num_workers=0, batch_size=32, progress=True):
+def probabilities(
+    bot: DiagnosisBot,
+    studies,
+    image_dir,
+    *,
+    device,
+    num_workers=0,
+    batch_size=32,
+    progress=True,
+    reading: Reading = PLAIN,
+):
     """{study id: K probabilities} of the first images, float."""
     bot = bot.to(device).eval()
-    loader = DataLoader(FirstImages(studies, image_dir, bot.side), batch_size=batch_size, num_workers=num_workers)
+    loader = DataLoader(
+        FirstImages(studies, image_dir, bot.side, reading), batch_size=batch_size, num_workers=num_workers
+    )
     rows = []
     for images in tqdm(loader, desc="diagnosing", disable=None if progress else True, leave=False):
         rows += bot(images.to(device)).float().cpu().tolist()
     return {study.id: row for study, row in zip(studies, rows)}
 
 
-def diagnosis_table(bot: DiagnosisBot, studies, image_dir, *, folder, device, num_workers=0, progress=True):
+def diagnosis_table(
+    bot: DiagnosisBot, studies, image_dir, *, folder, device, num_workers=0, progress=True, reading: Reading = PLAIN
+):
     """{study id: K bits}, from the cache in `folder` where it has the study, the rest diagnosed and added.
 
     The cache belongs to the bot's weights; a row counts only for the same image file, of the same size and date, and
     where its checksum agrees.
     """
-    path = Path(folder) / f"diagnosis_{bot.fingerprint()}.csv"
+    path = Path(folder) / f"diagnosis_{bot.fingerprint()}{reading.name}.csv"
     known = _read_cache(path, bot.labels)
     marks = {study.id: _mark(study, image_dir) for study in studies}
     missing = [study for study in studies if known.get(study.id, (None,))[0] != marks[study.id]]
     if missing:
-        settings = {"device": device, "num_workers": num_workers, "progress": progress}
+        settings = {"device": device, "num_workers": num_workers, "progress": progress, "reading": reading}
         made = probabilities(bot, missing, image_dir, **settings)
         known |= {name: (marks[name], row) for name, row in made.items()}
         write_atomic(path, lambda temporary: _write_cache(temporary, known, bot.labels))
@@ -109,7 +123,12 @@ def diagnose_studies(args, data, splits, device, parts: dict | None = None) -> N
         data.tables["diagnosis"] = {study.id: data.diagnosis[study.id] for study in studies}
         return
     bot = open_bot(args, parts)
-    settings = {"folder": args.knowledge_dir, "device": device, "num_workers": args.num_workers}
+    settings = {
+        "folder": args.knowledge_dir,
+        "device": device,
+        "num_workers": args.num_workers,
+        "reading": reading_of(args),
+    }
     table = processes.from_first(lambda: diagnosis_table(bot, studies, args.image_dir, **settings))
     data.tables["diagnosis"] = table
 

@@ -21,7 +21,7 @@ from knowledge import (
 from models import SYSTEMS
 
 PLACES = ("dataset_name", "data_dir", "ann_path", "image_dir", "knowledge_dir")
-CHECKS = ("image_check", "num_workers", "device")
+CHECKS = ("image_check", "num_workers", "device", "dicom", "equalize")
 PROTOTYPES = (
     "visual_extractor", "extractor_weights", "image_size", "resize_filter", "max_views", "num_prototypes", "d_txt_ebd",
     "cleaning", "batch_size", "labels_path",

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.images import diagnosis_tensor, open_image, square
+from data.images import PLAIN, Reading, diagnosis_tensor, open_image, reading_of, square
 from data.mask_store import (
     PackedMasks,
     StoreWriter,
@@ -126,26 +126,28 @@ def image_set_hash(images: list[str], image_dir: str | Path) -> str:
 class SquareImages(Dataset):
     """Images as the classifier sees them: (float [3, S, S], "") or (zeros, what is wrong with the file)."""
 
-    def __init__(self, images: list[str], image_dir: str | Path, side: int) -> None:
-        self.images, self.image_dir, self.side = images, str(image_dir), side
+    def __init__(self, images: list[str], image_dir: str | Path, side: int, reading: Reading = PLAIN) -> None:
+        self.images, self.image_dir, self.side, self.reading = images, str(image_dir), side, reading
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, place: int) -> tuple[torch.Tensor, str]:
         try:
-            image = open_image(f"{self.image_dir}/{self.images[place]}")
+            image = open_image(f"{self.image_dir}/{self.images[place]}", self.reading)
         except InputError as error:
             return torch.zeros(3, self.side, self.side), str(error)
         return diagnosis_tensor(square(image, SIDE), self.side), ""
 
 
 @torch.no_grad()
-def packed_batches(bot: DiagnosisBot, images: list[str], image_dir, *, rule, device, batch_size, num_workers):
+def packed_batches(
+    bot: DiagnosisBot, images: list[str], image_dir, *, rule, device, batch_size, num_workers, reading: Reading = PLAIN
+):
     """Yields (packed masks uint8 [n, row_bytes], {place in the batch: what is wrong}) in the order of `images`."""
     bot = bot.to(device).eval()
     bot.classifier.to(memory_format=torch.channels_last)
-    dataset = SquareImages(images, image_dir, bot.side)
+    dataset = SquareImages(images, image_dir, bot.side, reading)
     for tensors, wrong in DataLoader(dataset, batch_size=batch_size, num_workers=num_workers):
         masks = classifier_masks(bot, tensors.to(device), rule).cpu().numpy()
         yield packed(masks), {place: text for place, text in enumerate(wrong) if text}
@@ -164,7 +166,7 @@ def make_store(args, bot: DiagnosisBot, images: list[str], device) -> dict:
         "side": SIDE,
         "splits": args.splits,
         "max_views": args.max_views,
-        "images_sha256": image_set_hash(images, args.image_dir),
+        "images_sha256": image_set_hash(images, args.image_dir) + reading_of(args).name,
     }
     out = Path(args.out)
     manifest = None if args.overwrite else kept_store(out, inputs)
@@ -175,7 +177,8 @@ def make_store(args, bot: DiagnosisBot, images: list[str], device) -> dict:
     store = StoreWriter(out, inputs, images)
     if store.message:
         print(store.message)
-    settings = {"rule": args.rule, "device": device, "batch_size": args.batch_size, "num_workers": args.num_workers}
+    settings = {"rule": args.rule, "device": device, "batch_size": args.batch_size, "num_workers": args.num_workers,
+                "reading": reading_of(args)}  # fmt: skip
     start = time.perf_counter()
     rest = images[store.done :]
     try:
@@ -200,7 +203,8 @@ def make_store(args, bot: DiagnosisBot, images: list[str], device) -> dict:
 def measure_speed(args, bot: DiagnosisBot, images: list[str], device) -> dict:
     """Make the masks of the first --sample images, keep nothing, and print what the rest would take."""
     chosen = images[: args.sample]
-    settings = {"rule": args.rule, "device": device, "batch_size": args.batch_size, "num_workers": args.num_workers}
+    settings = {"rule": args.rule, "device": device, "batch_size": args.batch_size, "num_workers": args.num_workers,
+                "reading": reading_of(args)}  # fmt: skip
     next(packed_batches(bot, chosen[: args.batch_size], args.image_dir, **settings | {"num_workers": 0}))  # warm up
     start = time.perf_counter()
     count = sum(len(rows) for rows, _ in packed_batches(bot, chosen, args.image_dir, **settings))
@@ -246,7 +250,7 @@ def write_overlays(args, bot: DiagnosisBot, store: PackedMasks, device) -> None:
     places = sorted(set(np.linspace(0, len(listed) - 1, min(args.overlay_count, len(listed))).astype(int).tolist()))
     bot = bot.to(device).eval()
     for place in places:
-        image = square(open_image(f"{args.image_dir}/{listed[place]}"), SIDE)
+        image = square(open_image(f"{args.image_dir}/{listed[place]}", reading_of(args)), SIDE)
         name = str(Path(listed[place]).with_suffix("")).replace("/", "_")
         image = overlay(bot, image, store.get(listed[place]), device)
         write_atomic(folder / f"{name}.png", lambda path, image=image: image.save(path, "PNG"))

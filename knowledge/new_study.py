@@ -6,7 +6,18 @@ from pathlib import Path
 import torch
 
 from data.batches import collate
-from data.images import Augmentation, diagnosis_tensor, evaluation_kind, open_image, square, to_tensor
+from data.images import (
+    Augmentation,
+    Reading,
+    diagnosis_tensor,
+    equalized_share,
+    evaluation_kind,
+    open_image,
+    reading_of,
+    settle_equalize,
+    square,
+    to_tensor,
+)
 from data.views import view_of
 from knowledge.diagnose import open_bot
 from knowledge.region_boxes import find_boxes
@@ -30,7 +41,9 @@ def report_new_study(args, content: dict, kind, decoding, precision, device) -> 
     system = kind.build(args, tokenizer, parts)
     system.load_start(content, args.load)
     system = system.to(device).eval()
-    originals = [open_image(path) for path in args.image]
+    plain = [open_image(path, Reading(args.dicom)) for path in args.image]
+    args.equalize = settle_equalize(args.equalize, content["data"].get("equalized"), equalized_share(plain))
+    originals = [open_image(path, reading_of(args)) for path in args.image]
     if len(originals) > args.max_views:
         print(f"note: the model was trained with {args.max_views} image(s) per study; the rest is not looked at")
         originals = originals[: args.max_views]
@@ -79,7 +92,9 @@ def _regions(parts, image, side: int) -> dict[str, torch.Tensor]:
     """Boxes of the image's regions, found as those of the training images were."""
     source = parts.get("region_boxes")
     if source is None:
-        raise InputError("this checkpoint does not say where regions lie: it was trained on boxes that no atlas was made of")
+        raise InputError(
+            "this checkpoint does not say where regions lie: it was trained on boxes that no atlas was made of"
+        )
     regions, boxes = find_boxes(image, source)
     return {"boxes": torch.from_numpy(boxes * side), "box_regions": torch.from_numpy(regions)}
 

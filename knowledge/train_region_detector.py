@@ -17,6 +17,7 @@ from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from data.batches import Batch, StudyDataset, make_loader
+from data.images import reading_of
 from data.scene_graphs import SceneGraphs, read_scene_graphs
 from data.studies import Study, check_studies, read_annotation, without_broken
 from knowledge.classifier.data import image_hash
@@ -32,7 +33,7 @@ from modules.precision import Precision, choose_device, seed_everything
 from modules.safe_pickle import load_pickle
 
 SHARED = {
-    "data": ("dataset_name", "data_dir", "ann_path", "image_dir", "skip_broken", "image_check"),
+    "data": ("dataset_name", "data_dir", "ann_path", "image_dir", "skip_broken", "image_check", "dicom", "equalize"),
     "run": ("knowledge_dir", "seed", "device", "precision", "num_workers", "weights_dir", "offline"),
 }
 OWN = {
@@ -221,7 +222,8 @@ def main(argv: list[str] | None = None) -> None:
     device, out, start = choose_device(args.device), Path(args.out), time.perf_counter()
     studies, graphs = open_inputs(args)
     inputs = {"what": WHAT, **{name: getattr(args, name) for name in INPUTS}, "scene_graphs_sha256": sha256(args.scene_graphs),
-              "images_sha256": {split: image_hash(rows, args.image_dir) for split, rows in studies.items()}}  # fmt: skip
+              "images_sha256": {split: image_hash(rows, args.image_dir) + reading_of(args).name
+                                for split, rows in studies.items()}}  # fmt: skip
     if Path(args.backbone_weights).is_file():
         inputs["backbone_weights"] = sha256(args.backbone_weights)
     if not args.overwrite and already_there(out, inputs):
@@ -231,7 +233,8 @@ def main(argv: list[str] | None = None) -> None:
     detector = RegionDetector(args.backbone, graphs.layout.regions, args.image_size)
     load_backbone(detector.body, args.backbone, args.backbone_weights, weights_dir=args.weights_dir, offline=args.offline)
     detector.start_from(*mean_boxes(graphs, studies["train"]))
-    settings = {"needs": {"images", "boxes"}, "image_size": args.image_size, "max_views": 1, "scene_graphs": graphs}
+    settings = {"needs": {"images", "boxes"}, "image_size": args.image_size, "max_views": 1, "scene_graphs": graphs,
+                "reading": reading_of(args)}  # fmt: skip
     data = {split: StudyDataset(rows, args.image_dir, seed=args.seed, augment=args.augment if split == "train" else "none",
                                 **settings) for split, rows in studies.items()}  # fmt: skip
     training = Training(args, detector, data, device, inputs)

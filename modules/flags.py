@@ -103,6 +103,8 @@ FLAGS = (
     Flag("data", "augment", str, "aligned", "training images: aligned = one draw for all views, no flip, small rotation; released = as EKAGen's code (flips, quarter turns, views drawn apart); crop = each image resized to 8/7 of the side and cut at random; crop_flip = also mirrored, as R2Gen's code; crop_aligned = one crop for all views of a study; cvt2 = resized to 7/6, cut at random, turned by at most 5 degrees, as CvT2DistilGPT2's code", of=TRAIN, choices=AUGMENTATIONS),
     Flag("data", "eval_crop", bool, False, "images that are not augmented are resized to 7/6 of the side and the middle is cut out, instead of resized to the square", keep="default"),
     Flag("data", "resize_filter", str, "bicubic", "how images are resized", keep="default", choices=("bicubic", "bilinear")),
+    Flag("data", "dicom", str, None, "DICOM files: voi = as its maker meant it (modality LUT, window), mimic = as MIMIC-CXR-JPG made its images [mimic on mimic_cxr, else voi]", keep="default", choices=("voi", "mimic")),
+    Flag("data", "equalize", str, "auto", "equalise the histogram of every image; auto: as the training set's images are (training: as the files are)", keep="default", choices=("auto", "on", "off")),
     Flag("data", "skip_broken", bool, False, "go on without studies whose image or report is missing or broken; they are counted in the results"),
     Flag("data", "image_check", str, "full", "before the first batch decode every image (full) or read its header and end (quick)", choices=("full", "quick")),
     Flag("data", "image_cache", bool, True, "decode and resize each image once, into <knowledge_dir>/images (image_size^2 bytes per grey image; off for MIMIC-CXR, where that is 25 GB)"),
@@ -299,6 +301,7 @@ def _fill_paths(known: tuple[Flag, ...], values: dict) -> None:
     values["data_dir"] = values["data_dir"] or f"data/{values['dataset_name']}"
     values["ann_path"] = values["ann_path"] or str(Path(values["data_dir"]) / "annotation.json")
     values["image_dir"] = values["image_dir"] or str(Path(values["data_dir"]) / "images")
+    values["dicom"] = values["dicom"] or ("mimic" if values["dataset_name"] == "mimic_cxr" else "voi")
     values["knowledge_dir"] = values["knowledge_dir"] or f"knowledge/{values['dataset_name']}"
     for flag in known:
         if flag.file:

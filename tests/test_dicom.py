@@ -251,3 +251,70 @@ def test_a_folder_is_grouped_by_study(tmp_path):
     assert "1.2.3" not in first.name and len(first.name) == 12
     make(tmp_path / "IM5", RAMP, Modality="MR")
     assert "1 DICOM files cannot be used" in _told(dicom_studies, tmp_path)
+
+
+def test_equalisation_follows_the_training_set(capsys):
+    from data.images import settle_equalize
+
+    assert settle_equalize("auto", None, 0.0) == "off"  # training: as the files are
+    assert settle_equalize("auto", 1.0, 0.0) == "on" and "--equalize on" in capsys.readouterr().out
+    assert settle_equalize("auto", 1.0, 0.9) == settle_equalize("auto", 0.0, 0.1) == "off"
+    assert settle_equalize("auto", 0.0, 1.0) == "off" and "expect worse" in capsys.readouterr().out
+    assert settle_equalize("on", 0.0, 1.0) == "on" and settle_equalize("off", 1.0, 0.0) == "off"
+
+
+def test_an_image_opened_by_each_reading(tmp_path):
+    from PIL import Image
+
+    from data.images import Reading, equalized_share, open_image
+
+    grey = (RAMP // 30 + 40).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    shown = open_image(tmp_path / "a.png", Reading(equalize=True))
+    assert np.array_equal(np.asarray(shown)[..., 1], equalize(grey))
+    plain = open_image(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(plain)[..., 2], grey)
+    assert equalized_share([shown, plain]) == 0.5 and equalized_share([]) is None
+    path = make(tmp_path / "IM1", RAMP, PhotometricInterpretation="MONOCHROME1")
+    close_to = np.asarray(open_image(path, Reading("mimic")))[..., 0]
+    assert np.abs(close_to - by_hand((255 - RAMP / 4095 * 255).astype(np.uint8)).astype(int)).max() <= 1
+
+
+@pytest.mark.shared
+def test_equalize_is_the_formula_on_100_images_of_iu(shared):
+    from PIL import Image
+
+    files = sorted((shared / "iu_xray" / "images").glob("*/0.*"))[:: 2955 // 100][:100]
+    assert len(files) == 100
+    for file in files:
+        grey = np.asarray(Image.open(file).convert("L"))
+        assert np.array_equal(equalize(grey), by_hand(grey))
+
+
+def test_a_checkpoint_carries_the_rule_and_the_equalisation(mini, tmp_path):
+    """Trained with --dicom mimic --equalize on, a new DICOM and a PNG are read alike, without a flag."""
+    pytest.importorskip("pydicom")
+    from conftest import TINY_MODEL, run
+
+    words = ["--model", "r2gencmn", "--dataset_name", "miniature", "--data_dir", mini / "data", "--knowledge_dir",
+             tmp_path / "knowledge", "--mem_size", "8", "--topk", "2", *TINY_MODEL, "--epochs", "1"]  # fmt: skip
+    run("main_train.py", *words, "--save_dir", tmp_path / "run", "--dicom", "mimic", "--equalize", "on")
+    path, best = make(tmp_path / "IM1", RAMP), tmp_path / "run" / "best.pt"
+    told = run("main_test.py", "--load", best, "--image", path)
+    assert "report:" in told.stdout and "Doe" not in told.stdout + told.stderr
+    dry = run(
+        "main_test.py",
+        "--load",
+        best,
+        "--data_dir",
+        mini / "data",
+        "--knowledge_dir",
+        tmp_path / "knowledge",
+        "--dry_run",
+    )
+    assert '"dicom": "mimic"' in dry.stdout and '"equalize": "on"' in dry.stdout
+    assert any("_mimic_equalized" in path.name for path in (tmp_path / "knowledge" / "images").iterdir())
+    assert (
+        "modality is CT"
+        in run("main_test.py", "--load", best, "--image", make(path, RAMP, Modality="CT"), code=2).stderr
+    )

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional
 from tqdm import tqdm
 
-from data.images import MEAN, STD, open_image, square
+from data.images import MEAN, PLAIN, STD, Reading, open_image, reading_of, square
 from data.studies import SPLITS, Study, card_text, check_studies, data_card, read_annotation, without_broken
 from knowledge.classifier.flags import Job, report_cleaning
 from modules.artefact import sha256
@@ -31,15 +31,15 @@ FORMAT = 1
 class HeldImages(Dataset):
     """The first images of studies, uint8 [3, S, S]: what diagnosis_tensor(square(image, 300), S) holds as floats."""
 
-    def __init__(self, studies: list[Study], image_dir: str | Path, side: int) -> None:
-        self.studies, self.image_dir, self.side = studies, str(image_dir), side
+    def __init__(self, studies: list[Study], image_dir: str | Path, side: int, reading: Reading = PLAIN) -> None:
+        self.studies, self.image_dir, self.side, self.reading = studies, str(image_dir), side, reading
         self.held: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.studies)
 
     def __getitem__(self, place: int) -> torch.Tensor:
-        image = square(open_image(f"{self.image_dir}/{self.studies[place].images[0]}"), SIDE)
+        image = square(open_image(f"{self.image_dir}/{self.studies[place].images[0]}", self.reading), SIDE)
         image = functional.center_crop(functional.resize(image, self.side), [self.side, self.side])
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
@@ -136,8 +136,10 @@ def open_classifier_data(args, job: Job) -> ClassifierData:
         both = ((labels[split] == 1).any(0) & (labels[split] == 0).any(0)).any()
         problems.check(both, f"--labels {args.labels}: no label has positives and negatives in the {split} split")
     problems.stop_if_any()
-    images = {split: HeldImages(rows, args.image_dir, args.image_size) for split, rows in studies.items()}
+    images = {split: HeldImages(rows, args.image_dir, args.image_size, reading_of(args)) for split, rows in studies.items()}
     named = {name: getattr(args, name) for name in INPUT_FLAGS}
+    if reading_of(args) != PLAIN:
+        named["reading"] = reading_of(args).name
     if Path(args.backbone_weights).is_file():
         named["backbone_weights"] = sha256(args.backbone_weights)
     used = {split: image_hash(studies[split], args.image_dir) for split in ("train", "val")}

@@ -51,7 +51,7 @@ def report_cleaning(dataset: str) -> str:
 
 
 SHARED = {
-    "data": ("dataset_name", "data_dir", "ann_path", "image_dir", "skip_broken", "image_check"),
+    "data": ("dataset_name", "data_dir", "ann_path", "image_dir", "skip_broken", "image_check", "dicom", "equalize"),
     "run": ("knowledge_dir", "seed", "device", "precision", "num_workers", "weights_dir", "offline", "dry_run"),
 }
 
