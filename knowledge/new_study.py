@@ -22,7 +22,7 @@ from data.views import view_of
 from knowledge.diagnose import open_bot
 from knowledge.region_boxes import find_boxes
 from modules.checkpoint import is_ours
-from modules.decoding import generate_reports
+from modules.decoding import decode
 from modules.errors import InputError
 from modules.nets.adm import SIDE, apply_mask, classifier_masks
 from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
@@ -67,8 +67,9 @@ def report_new_study(args, content: dict, kind, decoding, precision, device) -> 
         item["graph"] = _regions(parts, originals[0], args.image_size)
     batch = collate([item]).to(device)
     with precision.region():
-        result["report"] = tokenizer.decode(generate_reports(system, batch, decoding)[0])
-    result |= {name: values[0] for name, values in system.remarks(batch).items() if name.startswith("knowledge")}
+        memory = system.encode(batch)
+        result["report"] = tokenizer.decode(decode(system, memory, decoding, batch.ids)[0])
+    result |= {name: values[0] for name, values in system.remarks(batch, memory).items() if name != "labels"}
     _show(result)
     return result
 

@@ -10,6 +10,7 @@ _CLASSES = {
     "csr_lmca": "CSRLMCA",
     "r2gen": "R2Gen",
     "r2gencmn": "R2GenCMN",
+    "sgrrg": "SGRRG",
     "xpronet": "XProNet",
     "cvt2distilgpt2": "CvT2DistilGPT2",
 }

@@ -191,7 +191,7 @@ class EKAGen(System):
             losses["gid"] = distillation(logits, self.teacher.logits(batch, self.teacher_view, inputs), self.temperature)
         return losses
 
-    def remarks(self, batch) -> dict[str, list[str]]:
+    def remarks(self, batch, memory) -> dict[str, list[str]]:
         """Further columns of the predictions file: the diagnosis and the expert report that served as knowledge."""
         if self.knowledge is None:
             return {}

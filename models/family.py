@@ -83,10 +83,10 @@ def family_presets(*, iu: dict, mimic: dict, miniature: dict) -> dict[str, dict]
 def released_layout(state: dict, rules, what: str) -> dict:
     """The authors' state_dict -> ours by the family's rules and a system's own `rules`; every key is accounted for."""
     compiled = [(re.compile(pattern), name) for pattern, name in (*RULES, *rules)]
-    return _stack_projections(rename_keys(state, compiled, what))
+    return stack_projections(rename_keys(state, compiled, what))
 
 
-def _stack_projections(state: dict) -> dict:
+def stack_projections(state: dict) -> dict:
     """The four Linear layers of each attention -> one stacked projection and the output's."""
     result, parts = {}, {}
     for key, value in state.items():

@@ -25,7 +25,8 @@ class System(nn.Module):
     what is not named keeps the flag's default. released_files: data set -> {flag: where the authors' file is expected}
     when --load is one of theirs; "{data_dir}" in it stands for that flag. sizes: (what a user can name, tensor of the
     state_dict, axis) for the message about released weights of another shape. released_key: where the weights lie in the
-    authors' file.
+    authors' file. released_search: what --beam_search released means, a row of SEARCHES in modules/decoding.py.
+    idle_parameters: there are some that a batch may leave without a gradient.
     """
 
     title: ClassVar[str]
@@ -34,6 +35,8 @@ class System(nn.Module):
     released_files: ClassVar[dict[str, dict[str, str]]] = {}
     sizes: ClassVar[tuple[tuple[str, str, int], ...]] = ()
     released_key: ClassVar[str] = "state_dict"
+    released_search: ClassVar[str] = "lowered"
+    idle_parameters: ClassVar[bool] = False
 
     tokenizer_kind: ClassVar[type] = Tokenizer
     padding_ends: ClassVar[bool] = True  # a predicted padding ends a report, and beam search never predicts it
@@ -181,6 +184,6 @@ class System(nn.Module):
             self.logits(memory, tokens)
         return torch.stack(seen).mean(0).unflatten(-1, memory["outside"].shape[1:])
 
-    def remarks(self, batch) -> dict[str, list[str]]:
-        """Further columns of the predictions file, a text per study."""
+    def remarks(self, batch, memory: dict) -> dict[str, list[str]]:
+        """Further columns of the predictions file, a text per study; memory: what `encode` gave for the batch."""
         return {}

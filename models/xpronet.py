@@ -96,7 +96,7 @@ class XProNet(FamilySystem):
         normal = torch.tensor([label == NO_FINDING for label in CHEXPERT_14], device=positive.device)
         return positive | nothing[:, None] & normal
 
-    def lookup(self, batch):
+    def lookup(self, batch, features):
         """The study's own rows: "rows.keys", "rows.values" [B, heads, R, d] and "rows.mask" bool [B, R]."""
         if self.prototypes is None:
             return {}
@@ -138,7 +138,7 @@ class XProNet(FamilySystem):
                 losses[name] = contrastive_loss(memory[response], self.labels(batch), self.margin)
         return losses
 
-    def remarks(self, batch):
+    def remarks(self, batch, memory):
         if self.prototypes is None:
             return {}
         rows = self.labels(batch).tolist()

@@ -11,6 +11,7 @@ A study's report depends on the study alone: not on its neighbours, the batch si
 import math
 import zlib
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -73,8 +74,8 @@ def generate_reports(system, batch, settings: DecodingSettings) -> list[list[int
 def decode(system, memory: dict, settings: DecodingSettings, ids: list[str], *, stop: bool = True) -> list[list[int]]:
     """As generate_reports, from encoded studies. stop=False ignores EOS and returns max_length ids each."""
     if settings.beam_size > 1:
-        searches = {"ours": _beam_search, "released": _released_beam_search, "hf": _hf_beam_search}
-        return searches[settings.beam_search](system, memory, settings)
+        rule = system.released_search if settings.beam_search == "released" else settings.beam_search
+        return SEARCHES[rule](system, memory, settings)
     return _one_beam(system, memory, settings, ids, stop)
 
 
@@ -171,6 +172,7 @@ class _Beams:
         self.tokens = torch.full((count, beams), system.bos, device=device)
         self.sums = torch.full((count, beams), -math.inf, device=device)
         self.sums[:, 0] = 0.0  # all beams start equal: only one may be continued
+        self.lengths = torch.zeros(count, beams, dtype=torch.long, device=device)  # for a search that ranks by the mean
         self.written = torch.full((count, beams, settings.max_length), system.eos, device=device)
 
     def next_words(self, at: int) -> torch.Tensor:
@@ -213,6 +215,7 @@ class _Beams:
             if len(rows) < len(self.alive):
                 stay, self.alive = rows, self.alive[rows]
                 self.tokens, self.sums, self.written = self.tokens[stay], self.sums[stay], self.written[stay]
+                self.lengths = self.lengths[stay]
                 self.memory, source = select(self.memory, stay), source[stay]
         self.cache.keep(stay, source)
         return True
@@ -331,6 +334,36 @@ def hf_ended(system, memory, settings) -> _Ended:
     return ended
 
 
+def _mean_beam_search(system, memory, settings, *, slots: bool = False) -> list[list[int]]:
+    """Beams ranked by the mean of their words' log-probabilities, EOS counted; the first at the end is the report.
+
+    An ended beam competes once with the score it has. A study leaves when all its beams have ended.
+    slots: as SGRRG's code. An ended beam competes once, in as many equal copies as there are beams; a copy that is kept gets
+    word 1 at no cost and is then a living beam again, whose text stays cut at its first EOS. The lengths stay where
+    they are when beams change places: a candidate is divided by the length at its parent's position. So an ended beam that
+    comes first decides: all beams become its copies.
+    """
+    state = _Beams(system, memory, settings)
+    for at in range(settings.max_length):
+        scores = state.next_words(at)
+        ended = (state.tokens == system.eos) & (at > 0)  # BOS and EOS may be one id
+        idle = torch.full_like(scores[0, 0], 0.0 if slots else -math.inf)
+        idle[system.eos] = 0.0
+        sums = state.sums[..., None] + torch.where(ended[..., None], idle, scores)
+        lengths = state.lengths + ~ended
+        positions = (sums / lengths[..., None]).flatten(1).topk(settings.beam_size).indices
+        source, words = positions // scores.shape[-1], positions % scores.shape[-1]
+        copied = ended.gather(1, source)
+        state.sums = sums.flatten(1).gather(1, positions)
+        state.lengths = lengths if slots else lengths.gather(1, source)
+        state.extend(at, source, torch.where(copied, 1, words) if slots else words)
+        over = (state.tokens == system.eos).all(1) | (copied[:, 0] & slots) | (at + 1 == settings.max_length)
+        state.store(torch.zeros_like(state.sums).masked_fill(~over[:, None], -math.inf), torch.zeros_like(source))
+        if not state.keep(at, state.best[state.alive] == -math.inf, source):
+            break
+    return state.reports()
+
+
 def _penalised(total: torch.Tensor, words: int, kind: str) -> torch.Tensor:
     """Scores that rank finished reports, float64: `words` words and the end mark were predicted."""
     total = total.double()
@@ -339,3 +372,13 @@ def _penalised(total: torch.Tensor, words: int, kind: str) -> torch.Tensor:
     if kind == "wu":  # Wu et al. 2016 with alpha 0.7
         return total / ((5 + words + 1) / 6) ** 0.7
     return total
+
+
+# by --beam_search, or for "released" by the system's `released_search`
+SEARCHES = {
+    "ours": _beam_search,
+    "hf": _hf_beam_search,
+    "mean": _mean_beam_search,
+    "lowered": _released_beam_search,
+    "slots": partial(_mean_beam_search, slots=True),
+}

@@ -74,7 +74,8 @@ class Flag:
 
 
 AUGMENTATIONS = ("aligned", "released", "crop", "crop_flip", "crop_aligned", "rotate", "cvt2", "none")
-EXTRACTORS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "efficientnet_lite0", "cvt_21", "cvt_small")
+EXTRACTORS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "efficientnet_lite0", "cvt_21", "cvt_small",
+              "swin_t", "swin_b")  # fmt: skip
 
 # fmt: off
 FLAGS = (
@@ -100,7 +101,7 @@ FLAGS = (
     Flag("data", "max_seq_length", positive_int, 128, "token positions of a report (BOS included)", keep="shape"),
     Flag("data", "max_views", positive_int, 1, "images used per study, in the annotation's order", keep="default"),
     Flag("data", "image_size", positive_int, 300, "side of the square image the generator sees, in pixels", keep="default"),
-    Flag("data", "augment", str, "aligned", "training images: aligned = one draw for all views, no flip, small rotation; released = as EKAGen's code (flips, quarter turns, views drawn apart); crop = each image resized to 8/7 of the side and cut at random; crop_flip = also mirrored, as R2Gen's code; crop_aligned = one crop for all views of a study; cvt2 = resized to 7/6, cut at random, turned by at most 5 degrees, as CvT2DistilGPT2's code", of=TRAIN, choices=AUGMENTATIONS),
+    Flag("data", "augment", str, "aligned", "training images: aligned = one draw for all views, no flip, small rotation; released = as EKAGen's code (flips, quarter turns, views drawn apart); crop = each image resized to 8/7 of the side and cut at random; crop_flip = also mirrored, as R2Gen's code; crop_aligned = one crop for all views of a study; cvt2 = resized to 7/6, cut at random, turned by at most 5 degrees, as CvT2DistilGPT2's code; rotate = one turn of at most 10 degrees, as SGRRG's code", of=TRAIN, choices=AUGMENTATIONS),
     Flag("data", "eval_crop", bool, False, "images that are not augmented are resized to 7/6 of the side and the middle is cut out, instead of resized to the square", keep="default"),
     Flag("data", "resize_filter", str, "bicubic", "how images are resized", keep="default", choices=("bicubic", "bilinear")),
     Flag("data", "dicom", str, None, "DICOM files: voi = as its maker meant it (modality LUT, window), mimic = as MIMIC-CXR-JPG made its images [mimic on mimic_cxr, else voi]", keep="default", choices=("voi", "mimic")),
@@ -149,16 +150,20 @@ FLAGS = (
     Flag("training", "lr_min", not_negative, 1e-6, "where --lr_schedule cosine ends", of=TRAIN),
     Flag("training", "step_size", positive_int, 20, "epochs between drops of the learning rate", of=TRAIN),
     Flag("training", "lr_gamma", positive_float, 0.1, "factor of each drop", of=TRAIN),
+    Flag("training", "warmup_epochs", natural, 0, "epochs in which the learning rates climb from --lr_start, step by step", of=TRAIN),
+    Flag("training", "lr_start", positive_float, 1e-6, "learning rate of the first step under --warmup_epochs", of=TRAIN),
+    Flag("training", "fp16_scale", positive_float, 65536.0, "loss scale that --precision fp16 starts from", of=TRAIN),
+    Flag("training", "validate_from", positive_int, 1, "first epoch after which reports are generated for the validation studies", of=TRAIN),
     Flag("training", "clip_norm", not_negative, 0.1, "largest gradient norm, 0 = no clipping", of=TRAIN),
     Flag("training", "clip_value", not_negative, 0.0, "largest size of a single gradient value, 0 = no clipping", of=TRAIN),
     Flag("training", "drop_last", bool, False, "leave out the last batch of an epoch where it is not full", of=TRAIN),
-    Flag("training", "monitor_metric", str, "r2gen/CIDEr", "validation metric that chooses best.pt (larger is better); r2gen/xsum = BLEU-4 + .33 BLEU-1 + .67 METEOR", of=TRAIN),
+    Flag("training", "monitor_metric", str, "r2gen/CIDEr", "validation metric that chooses best.pt (larger is better); r2gen/xsum = BLEU-4 + .33 BLEU-1 + .67 METEOR, r2gen/bmsum = BLEU-4 + .5 METEOR", of=TRAIN),
     Flag("training", "early_stop", natural, 0, "stop after this many epochs without a better value, 0 = never", of=TRAIN),
     Flag("training", "val_beam_size", natural, 0, "beams at validation, 0 = --beam_size", of=TRAIN),
     Flag("training", "log_every", positive_int, 50, "steps between rows of log.jsonl", of=TRAIN),
 
     Flag("decoding", "beam_size", positive_int, 1, "beams kept per study, 1 is greedy", keep="default"),
-    Flag("decoding", "beam_search", str, "ours", "ours: ended reports are set aside; released: as R2Gen's code, an ended report stays a beam, its score lowered by 1000; hf: as transformers 4.35", keep="default", choices=("ours", "released", "hf")),
+    Flag("decoding", "beam_search", str, "ours", "ours: ended reports are set aside; released: as the system's authors; mean: beams ranked by the mean log-probability of their words, an ended one stays; hf: as transformers 4.35", keep="default", choices=("ours", "released", "mean", "hf")),
     Flag("decoding", "max_gen_length", positive_int, 127, "most words of a written report", keep="default"),
     Flag("decoding", "min_gen_length", natural, 0, "fewest words before EOS may come", keep="default"),
     Flag("decoding", "length_penalty", str, "none", "beam scores divided by: nothing, the mean (avg), or ((5+n)/6)^0.7 (wu)", keep="default", choices=("none", "avg", "wu")),

@@ -26,7 +26,7 @@ def write_split(
             if watch is not None:
                 watch(batch.ids, memory, reports)
         texts = [tokenizer.decode(ids) for ids in reports]
-        columns = {"prediction": texts, **system.remarks(batch)}
+        columns = {"prediction": texts, **system.remarks(batch, memory)}
         for row, name in enumerate(batch.ids):
             written[name] = {column: values[row] for column, values in columns.items()}
     system.train(was_training)

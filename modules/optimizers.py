@@ -21,12 +21,33 @@ def make_optimizer(groups: dict[str, list], args) -> torch.optim.Optimizer:
 
 def make_scheduler(optimizer: torch.optim.Optimizer, args, steps_per_epoch: int):
     """--lr_schedule; one that changes with every step has `by_step` True, the others are stepped after an epoch."""
+    if args.warmup_epochs:
+        return _warm_up(optimizer, args, steps_per_epoch)
     if args.lr_schedule == "step":
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=args.step_size, gamma=args.lr_gamma)
         schedule.by_step = False
         return schedule
     last = max(1, args.epochs * steps_per_epoch)
     factors = [partial(_cosine, group["lr"], args.lr_min, last) for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+    schedule.by_step = True
+    return schedule
+
+
+def _warm_up(optimizer: torch.optim.Optimizer, args, steps_per_epoch: int):
+    """Rates climb linearly from --lr_start in --warmup_epochs, then fall as by "step", counted from the start of training.
+
+    The rate of u steps is set after step u and serves step u + 1, as in SGRRG's code.
+    """
+    warm, fall = args.warmup_epochs * steps_per_epoch, args.step_size * steps_per_epoch
+
+    def factor(rate: float, done: int) -> float:
+        past = max(done - 1, 0)
+        if past >= warm:
+            return args.lr_gamma ** (past // fall)
+        return (args.lr_start + (rate - args.lr_start) * past / warm) / rate if rate else 1.0
+
+    factors = [partial(factor, group["lr"]) for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
     schedule.by_step = True
     return schedule

@@ -19,15 +19,15 @@ def choose_device(name: str) -> torch.device:
 
 
 class Precision:
-    """Autocast region and gradient scaler for --precision float32, bf16 or fp16."""
+    """Autocast region and gradient scaler (from `scale` on) for --precision float32, bf16 or fp16."""
 
     KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-    def __init__(self, kind: str, device: torch.device) -> None:
+    def __init__(self, kind: str, device: torch.device, scale: float = 65536.0) -> None:
         if kind == "fp16" and device.type != "cuda":
             raise InputError("--precision fp16 needs CUDA; on a CPU take bf16 or float32")
         self.kind, self.device = self.KINDS.get(kind), device
-        self.scaler = torch.amp.GradScaler(device.type, enabled=kind == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=scale, enabled=kind == "fp16")
 
     def region(self):
         """Context of the forward pass."""

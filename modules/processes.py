@@ -98,13 +98,18 @@ def barrier() -> None:
     from_first(lambda: None)
 
 
-def replicate(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """`module` with gradients averaged over the processes; the module itself where there is one."""
+def replicate(module: torch.nn.Module, device: torch.device, *, idle: bool = False) -> torch.nn.Module:
+    """`module` with gradients averaged over the processes; the module itself where there is one.
+
+    idle: some parameters may get no gradient at a step; one that gets none in any process is left without.
+    """
     if count() == 1:
         return module
     ids = [device.index] if device.type == "cuda" else None
     # buffers (running means, a knowledge base) need not travel at every step: see same_buffers
-    return torch.nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+    return torch.nn.parallel.DistributedDataParallel(
+        module, device_ids=ids, broadcast_buffers=False, find_unused_parameters=idle
+    )
 
 
 def unsynchronised(module: torch.nn.Module):

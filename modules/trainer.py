@@ -27,9 +27,12 @@ from modules.precision import Precision
 
 # flags of the optimiser and its schedule that may change when a run goes on
 RATES = frozenset(
-    "lr_ve lr_ed weight_decay adam_beta1 adam_beta2 adam_eps lr_schedule lr_min step_size lr_gamma".split()
+    "lr_ve lr_ed weight_decay adam_beta1 adam_beta2 adam_eps lr_schedule lr_min step_size lr_gamma warmup_epochs lr_start".split()
 )
-SUMS = {"r2gen/xsum": {"r2gen/BLEU_4": 1.0, "r2gen/BLEU_1": 0.33, "r2gen/METEOR": 0.67}}  # Wang et al. 2022
+SUMS = {
+    "r2gen/xsum": {"r2gen/BLEU_4": 1.0, "r2gen/BLEU_1": 0.33, "r2gen/METEOR": 0.67},  # Wang et al. 2022
+    "r2gen/bmsum": {"r2gen/BLEU_4": 1.0, "r2gen/METEOR": 0.5},  # Wang et al. 2025
+}
 
 
 def monitor_parts(name: str) -> dict[str, float]:
@@ -63,12 +66,13 @@ class Trainer:
         self.losses = Losses(self.system)
         if args.compile:
             self.losses.compile()
-        self.losses = processes.replicate(self.losses, device)
-        self.precision = Precision(args.precision, device)
+        self.losses = processes.replicate(self.losses, device, idle=getattr(system, "idle_parameters", False))
+        self.precision = Precision(args.precision, device, scale=args.fp16_scale)
         self.optimizer = make_optimizer(system.parameter_groups(), args)
-        self.scheduler = make_scheduler(self.optimizer, args, math.ceil(len(loader) / args.accumulate))
+        self.scheduler = make_scheduler(self.optimizer, args, max(1, math.ceil(len(loader) / args.accumulate)))
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.epoch = self.step = 0  # finished so far
+        self.first_validation = min(args.validate_from, args.epochs)  # the last epoch is always validated
         self.best: float | None = None
         self.best_epoch = 0
         if processes.rank() > 0:
@@ -83,7 +87,7 @@ class Trainer:
                 if not self.scheduler.by_step:
                     self.scheduler.step()
                 processes.same_buffers(self.system)
-                won = self.note(self.validate(self.system))
+                won = self.epoch >= self.first_validation and self.note(self.validate(self.system))
                 self.save(writer, won)
         if self.patience_over():
             self.log.write("stop", epoch=self.epoch, reason=f"no better value in {self.args.early_stop} epochs")
@@ -92,7 +96,8 @@ class Trainer:
 
     def patience_over(self) -> bool:
         """Whether --early_stop epochs have passed without a better value."""
-        return bool(self.args.early_stop) and self.epoch - self.best_epoch >= self.args.early_stop
+        since = self.epoch - max(self.best_epoch, self.first_validation - 1)
+        return bool(self.args.early_stop) and since >= self.args.early_stop
 
     def train_epoch(self) -> None:
         self.system.train()
@@ -139,7 +144,7 @@ class Trainer:
                 with self.precision.region():
                     losses = self.losses(batch)
                 names = list(losses)
-                shares = {n: row.get(n, row["studies"]) / totals.get(n, totals["studies"]) for n in names}
+                shares = {n: row.get(n, row["studies"]) / max(totals.get(n, totals["studies"]), 1) for n in names}
                 weighted = {n: self.system.loss_weights[n] * losses[n] * shares[n] for n in names}
                 # the gradients of the processes are averaged, their losses are to be summed
                 self.precision.scaler.scale(sum(weighted.values()) * processes.count()).backward()

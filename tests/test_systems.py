@@ -14,7 +14,6 @@ from knowledge.build_prototypes import cluster, kmeans, stand_in_text
 from knowledge.diagnose import diagnose_studies
 from knowledge.from_scratch import steps
 from models import SYSTEMS
-from models.family import FamilySystem
 from modules.checkpoint import CheckpointWriter, load_checkpoint
 from modules.decoding import DecodingSettings, decode, generate_reports
 from modules.errors import InputError, Problems
@@ -29,6 +28,7 @@ ABLATIONS = {
                  ["--query_gate", "encoder"], ["--release_quirks"], ["--views", "complete:0,enhanced:1"]],
     "r2gencmn": [["--mem_size", "0"], ["--mem_size", "8", "--topk", "2"], ["--extractor_freeze", "all"]],
     "r2gen": [["--no-relational_memory"], ["--no-mcln"], ["--rm_num_slots", "1"]],
+    "sgrrg": [["--scene_graphs", "none"], ["--region_memory", "0"], ["--contrast", "0"], ["--oracle_graph"], ["--regions", "7"]],
     "xpronet": [["--prototypes", "none"], ["--img_con", "0", "--txt_con", "0"], ["--num_prototypes", "4", "--topk", "3"]],
 }
 
@@ -44,6 +44,8 @@ def own_flags(name: str, mini) -> list[str]:
         return ["--prototypes", "random", "--labels_path", labels, "--oracle_labels"]
     if name == "cvt2distilgpt2":
         return ["--decoder_weights", "none", "--bpe_vocab", "300"]
+    if name == "sgrrg":
+        return ["--labels_path", labels]
     return []
 
 
@@ -87,7 +89,8 @@ def two_steps(args, mini, folder):
         trainer.update([batch])
         for name, parameter in system.named_parameters():
             if parameter.requires_grad:
-                assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+                gone = parameter.grad is None and system.idle_parameters
+                assert gone or torch.isfinite(parameter.grad).all(), name
     return data, tokenizer, system.eval(), trainer
 
 
@@ -99,9 +102,10 @@ def test_every_system_keeps_the_contract(name, mini, tmp_path):
     settings = DecodingSettings.from_flags(args)
     written = generate_reports(system, batch, settings)
     assert len(written) == len(batch) and all(isinstance(tokenizer.decode(ids), str) for ids in written)
-    assert all(len(column) == len(batch) for column in system.remarks(batch).values())
     with torch.no_grad():
-        looks = system.attention(system.encode(batch), torch.full((len(batch), 3), system.bos))
+        memory = system.encode(batch)
+        assert all(len(column) == len(batch) for column in system.remarks(batch, memory).values())
+        looks = system.attention(memory, torch.full((len(batch), 3), system.bos))
     assert looks.shape[:3] == (len(batch), 3, args.max_views)
     torch.testing.assert_close(looks.sum((2, 3, 4)), torch.ones(len(batch), 3))
     with CheckpointWriter() as writer:
@@ -156,7 +160,7 @@ def studies(*numbers: int, views: int = 2) -> Batch:
     return Batch([f"s{n}" for n in numbers], images=images, view_mask=mask, diagnosis=diagnosis)
 
 
-FAMILY = [name for name in NAMES if issubclass(SYSTEMS[name], FamilySystem)]
+FAMILY = ("r2gen", "r2gencmn", "xpronet")
 ALL = tuple(range(12))
 
 
@@ -238,7 +242,7 @@ def test_a_study_without_a_label_counts_as_normal():
     assert [CHEXPERT_14[k] for k in labels[0].nonzero()[:, 0].tolist()] == [NO_FINDING]
     rows, mask = system.gather(labels)
     assert mask.sum(1).tolist() == [6, 12] and not rows[0, 6:].any()
-    assert system.remarks(batch)["labels"][0] == NO_FINDING
+    assert system.remarks(batch, {})["labels"][0] == NO_FINDING
 
 
 def test_contrastive_loss_of_known_pairs():

@@ -56,7 +56,8 @@ class Captioner(nn.Module):
     """Patches of all views, an encoder, a decoder. BOS, EOS and padding are id 0; log-probabilities cover vocab_size ids.
 
     max_tokens: ids of a report, BOS and EOS included. place_patches: the encoder's input gets positions too.
-    norm: function width -> norm of the decoder's layers. beside: further columns of the output layer's input.
+    norm, plain_norm: functions width -> norm, of the decoder's layers and of all else. activation: of the feed-forward
+    layers. beside: further columns of the output layer's input.
     A view that is absent (batch.view_mask) is never looked at: neither by attention nor by batch norm.
     """
 
@@ -78,6 +79,9 @@ class Captioner(nn.Module):
         place_patches: bool = True,
         norm=Norm,
         beside: int = 0,
+        plain_norm=Norm,
+        activation=F.relu,
+        decoder_layer=DecoderLayer,
     ) -> None:
         super().__init__()
         self.extractor, self.width, self.max_tokens = extractor, width, max_tokens
@@ -86,10 +90,10 @@ class Captioner(nn.Module):
         self.word = nn.Embedding(vocab_size, width)
         self.register_buffer("places", sinusoids(PLACES, width), persistent=False)
         self.dropout = nn.Dropout(dropout)
-        shape = (width, heads, inner, dropout)
-        self.encoder = nn.ModuleList(EncoderLayer(*shape, norm=Norm) for _ in range(layers))
-        self.decoder = nn.ModuleList(DecoderLayer(*shape, norm=norm) for _ in range(layers))
-        self.encoder_norm, self.decoder_norm = Norm(width), Norm(width)
+        shape = {"width": width, "heads": heads, "inner": inner, "dropout": dropout, "activation": activation}
+        self.encoder = nn.ModuleList(EncoderLayer(**shape, norm=plain_norm) for _ in range(layers))
+        self.decoder = nn.ModuleList(decoder_layer(**shape, norm=norm) for _ in range(layers))
+        self.encoder_norm, self.decoder_norm = plain_norm(width), plain_norm(width)
         self.head = nn.Linear(width + beside, vocab_size)
         self.loss_weights = {"ce": 1.0}
         for part in (self.encoder, self.decoder, self.word):
@@ -97,9 +101,13 @@ class Captioner(nn.Module):
 
     # -- what a system of the family may change --------------------------------------------------------------------
 
-    def lookup(self, batch) -> dict[str, torch.Tensor]:
-        """What is looked up once per study, beside the patches; first axis B."""
+    def lookup(self, batch, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is looked up once per study, beside the patches; features [B, P, C] as the extractor gives them."""
         return {}
+
+    def embed_patches(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of the extractor [B, P, C] -> patches [B, P, D]."""
+        return self.feature_dropout(F.relu(self.project(features)))
 
     def bank(self) -> tuple[torch.Tensor, ...]:
         """What is looked up and the same for every study; made once per batch, kept in the cache."""
@@ -166,10 +174,10 @@ class Captioner(nn.Module):
         layer i "keys.i", "values.i" [B, heads, P, D / heads]; "mask" bool [B, 1, 1, P] (True = a real patch) where a view is
         absent; what `lookup` gives.
         """
-        patches, mask = self.patches(batch)
-        memory = self.lookup(batch) | ({} if mask is None else {"mask": mask})
-        memory["outside"] = self._outside(batch, patches)
-        patches = self.read_patches(patches, memory, self.bank())
+        features, mask = self.features(batch)
+        memory = self.lookup(batch, features) | ({} if mask is None else {"mask": mask})
+        memory["outside"] = self._outside(batch, features)
+        patches = self.read_patches(self.embed_patches(features), memory, self.bank())
         if self.place_patches:
             patches = self.dropout(patches + self.places[: patches.shape[1]])
         for layer in self.encoder:
@@ -179,8 +187,8 @@ class Captioner(nn.Module):
             memory[f"keys.{number}"], memory[f"values.{number}"] = layer.patches(patches, None)
         return memory
 
-    def patches(self, batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Projected patches [B, P, D] of all views, one view after another, and their mask [B, 1, 1, P] or None.
+    def features(self, batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The extractor's features [B, P, C] of all views, one view after another, and their mask [B, 1, 1, P] or None.
 
         Each view goes through the extractor on its own, as published: batch norm sees one kind of image at a time.
         """
@@ -196,7 +204,11 @@ class Captioner(nn.Module):
         mask = None
         if batch.view_mask is not None:
             mask = batch.view_mask.repeat_interleave(features[0].shape[1], 1)[:, None, None, :]
-        return self.feature_dropout(F.relu(self.project(torch.cat(features, 1)))), mask
+        return torch.cat(features, 1), mask
+
+    def looked_at(self, memory: dict, number: int) -> tuple:
+        """Keys, values and mask of what the decoder's layer `number` looks at."""
+        return memory[f"keys.{number}"], memory[f"values.{number}"], memory.get("mask")
 
     @staticmethod
     def _outside(batch, patches: torch.Tensor) -> torch.Tensor:
@@ -213,13 +225,13 @@ class Captioner(nn.Module):
     def logits(self, memory: dict, tokens: torch.Tensor) -> torch.Tensor:
         """Teacher-forced pass: tokens [B, L] -> [B, L, vocab_size]."""
         x = self.read_words(self.embed(tokens, self.places[: tokens.shape[1]]), memory, self.bank())
-        condition, mask = self.condition(tokens), memory.get("mask")
+        condition = self.condition(tokens)
         for_norms = condition if self.conditional else ()
         padding = tokens == self.padding
         padding[:, 0] = False  # BOS
         report_mask = causal_mask(padding)
         for number, layer in enumerate(self.decoder):
-            x = layer(x, None, memory[f"keys.{number}"], memory[f"values.{number}"], mask, report_mask, for_norms)
+            x = layer(x, None, *self.looked_at(memory, number), report_mask, for_norms)
         return self.say(self.decoder_norm(x), condition)
 
     def say(self, x: torch.Tensor, condition: tuple) -> torch.Tensor:
@@ -237,7 +249,6 @@ class Captioner(nn.Module):
         x = self.read_words(words, memory, cache.bank)
         for_norms = condition if self.conditional else ()
         for number, (layer, past) in enumerate(zip(self.decoder, cache.layers())):
-            keys, values = memory[f"keys.{number}"], memory[f"values.{number}"]
-            x = layer.step(x, None, keys, values, memory.get("mask"), past, for_norms)
+            x = layer.step(x, None, *self.looked_at(memory, number), past, for_norms)
         cache.at += 1
         return self.say(self.decoder_norm(x), condition), cache

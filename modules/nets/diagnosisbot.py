@@ -5,7 +5,6 @@ Swin-Tiny (diagnosisbot.pth) and ResNet-34 (MIMIC_best_weight.pth); their thresh
 """
 
 import hashlib
-import re
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from modules.errors import InputError
+from modules.nets.swin import torchvision_keys
 from modules.nets.visual_extractor import Classifier
 from modules.safe_pickle import load_pickle
 from modules.text.labels import CHEXPERT_14
@@ -37,29 +37,6 @@ RELEASED_THRESHOLDS = (
     0.38705959916114807,
     # fmt: on
 )
-_STAGE = re.compile(r"^layers\.(\d)\.(blocks\.(\d)\.|downsample\.)(.+)$")
-
-
-def released_swin_keys(state: dict) -> dict:
-    """Swin-Tiny in the authors' key names -> torchvision's swin_t. Index and mask buffers are the model's own.
-
-    Raises KeyError for a key that is neither.
-    """
-    renamed = {}
-    for key, value in state.items():
-        if key.endswith(("relative_position_index", "attn_mask")):
-            continue
-        stage = _STAGE.match(key)
-        if stage:
-            number, block, leaf = int(stage[1]), stage[3], stage[4]
-            leaf = leaf.replace("mlp.fc1.", "mlp.0.").replace("mlp.fc2.", "mlp.3.")
-            key = f"features.{2 * number + 1}.{block}.{leaf}" if block else f"features.{2 * number + 2}.{leaf}"
-        elif key.startswith("patch_embed."):
-            key = key.replace("patch_embed.proj.", "features.0.0.").replace("patch_embed.norm.", "features.0.2.")
-        elif not key.startswith(("norm.", "head.")):
-            raise KeyError(key)
-        renamed[key] = value
-    return renamed
 
 
 class ShiftedWholeWindow(ShiftedWindowAttention):
@@ -161,7 +138,7 @@ def _released(content, path, labels, flag, side) -> DiagnosisBot:
     swin = "patch_embed.proj.weight" in state
     bot = DiagnosisBot("swin_t" if swin else "resnet34", labels, RELEASED_THRESHOLDS, side)
     try:
-        state = released_swin_keys(state) if swin else state
+        state = torchvision_keys(state) if swin else state
         own = {
             k: v
             for k, v in bot.classifier.net.state_dict().items()

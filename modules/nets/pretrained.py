@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from modules.errors import InputError
-from modules.nets import cvt
+from modules.nets import cvt, swin
 from modules.safe_pickle import load_pickle
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def torchvision_state(name: str, weights_dir: str | None, offline: bool) -> dict
 def read_state(path: Path) -> dict:
     """The state_dict of a file. InputError when it holds none."""
     content = load_pickle(path)
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    state = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} holds no state_dict of tensors: it is no file of weights")
     return state
@@ -131,4 +131,6 @@ def _body_keys(state: dict, name: str) -> dict:
         )
         state = {old.sub(r"\1\2", key): value for key, value in state.items()}
         return {key[len("features.") :]: value for key, value in state.items() if key.startswith("features.")}
+    if name in swin.SIZES:
+        return swin.body_keys(state)
     return {key: value for key, value in state.items() if not key.startswith("fc.")}

@@ -84,17 +84,18 @@ def watched(attentions: Iterable[Attention]) -> Iterator[list[torch.Tensor]]:
 
 
 class FeedForward(nn.Module):
-    """Linear, ReLU, dropout, Linear."""
+    """Linear, activation, dropout, Linear."""
 
-    def __init__(self, width: int, inner: int, dropout: float) -> None:
+    def __init__(self, width: int, inner: int, dropout: float, activation=F.relu) -> None:
         super().__init__()
+        self.activation = activation
         self.linear1, self.linear2 = Linear(width, inner), Linear(inner, width)
         self.dropout = nn.Dropout(dropout)
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
 def placed(x: torch.Tensor, position: torch.Tensor | None) -> torch.Tensor:
@@ -105,10 +106,10 @@ def placed(x: torch.Tensor, position: torch.Tensor | None) -> torch.Tensor:
 class EncoderLayer(nn.Module):
     """x [B, P, D] -> [B, P, D]."""
 
-    def __init__(self, width: int, heads: int, inner: int, dropout: float, norm=nn.LayerNorm) -> None:
+    def __init__(self, width: int, heads: int, inner: int, dropout: float, norm=nn.LayerNorm, activation=F.relu) -> None:
         super().__init__()
         self.attention = Attention(width, heads, dropout)
-        self.feed = FeedForward(width, inner, dropout)
+        self.feed = FeedForward(width, inner, dropout, activation)
         self.norm1, self.norm2 = norm(width), norm(width)
         self.dropout = nn.Dropout(dropout)
 
@@ -122,11 +123,11 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention over the report, cross-attention to the patches, feed-forward."""
 
-    def __init__(self, width: int, heads: int, inner: int, dropout: float, norm=nn.LayerNorm) -> None:
+    def __init__(self, width: int, heads: int, inner: int, dropout: float, norm=nn.LayerNorm, activation=F.relu) -> None:
         super().__init__()
         self.self_attention = Attention(width, heads, dropout)
         self.cross_attention = Attention(width, heads, dropout)
-        self.feed = FeedForward(width, inner, dropout)
+        self.feed = FeedForward(width, inner, dropout, activation)
         self.norm1, self.norm2, self.norm3 = (norm(width) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.ops import misc
 
 from modules.errors import InputError
+from modules.nets import swin
 from modules.nets.cvt import CVT_SIZES, CvT
 from modules.nets.efficientnet_lite0 import EfficientNetLite0
 from modules.nets.pretrained import load_backbone, load_strictly, read_state, torchvision_state
@@ -28,7 +29,7 @@ class FrozenBatchNorm2d(misc.FrozenBatchNorm2d):
 
 
 RESNET_WIDTH = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}
-BACKBONES = (*RESNET_WIDTH, "densenet121", "efficientnet_lite0", *CVT_SIZES)
+BACKBONES = (*RESNET_WIDTH, "densenet121", "efficientnet_lite0", *CVT_SIZES, *swin.SIZES)
 
 
 def build_backbone(name: str, *, frozen_norm: bool, dilate: bool = False) -> tuple[nn.Module, int]:
@@ -55,6 +56,9 @@ def build_backbone(name: str, *, frozen_norm: bool, dilate: bool = False) -> tup
         return EfficientNetLite0(norm), EfficientNetLite0.width
     if name in CVT_SIZES:
         body = CvT(name, norm)
+        return body, body.width
+    if name in swin.SIZES:
+        body = swin.Swin(name)
         return body, body.width
     raise InputError(f"--visual_extractor {name}: unknown, choose from {', '.join(BACKBONES)}")
 
@@ -93,6 +97,8 @@ class VisualExtractor(nn.Module):
             parts = [self.body.conv0, self.body.denseblock1, self.body.transition1]
         elif self.name in CVT_SIZES:
             parts = [self.body.stages[0]]
+        elif self.name in swin.SIZES:
+            parts = [self.body.features[:2]]  # patch embedding and first stage
         else:
             parts = [self.body.stem, self.body.blocks[:3]]
         return [parameter for part in parts for parameter in part.parameters()]
