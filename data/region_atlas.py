@@ -118,14 +118,20 @@ def _from_the_border(dark: np.ndarray) -> np.ndarray:
     return reached[1:-1, 1:-1]
 
 
+def _run(counts: np.ndarray) -> tuple[int, int]:
+    """(first, end) of the unbroken run around the highest count where counts exceed 15 % of it: not the gas below a dome."""
+    low = np.flatnonzero(counts <= 0.15 * counts.max())
+    top = int(counts.argmax())
+    return int(max((n + 1 for n in low if n < top), default=0)), int(min((n for n in low if n > top), default=len(counts)))
+
+
 def _dark_box(dark: np.ndarray) -> tuple[float, float, float, float] | None:
     """The rectangle of a thorax around what is dark [SIDE, SIDE] and not joined to the border; None: no such rectangle."""
     inside = dark & ~_from_the_border(dark)
-    left, right = (inside[:, part].sum() for part in (slice(0, SIDE // 2), slice(SIDE // 2, SIDE)))
-    rows, columns = inside.sum(1), inside.sum(0)
-    if min(left, right) < 0.02 * SIDE * SIDE:
+    halves = [np.where(side, inside, False) for side in (np.arange(SIDE) < SIDE // 2, np.arange(SIDE) >= SIDE // 2)]
+    if min(half.sum() for half in halves) < 0.02 * SIDE * SIDE:
         return None
-    rows, columns = np.flatnonzero(rows > 0.15 * rows.max()), np.flatnonzero(columns > 0.15 * columns.max())
-    x0, y0, x1, y1 = columns[0] / SIDE, rows[0] / SIDE, (columns[-1] + 1) / SIDE, (rows[-1] + 1) / SIDE
+    rows, columns = (np.array([_run(half.sum(axis)) for half in halves]) / SIDE for axis in (1, 0))
+    x0, y0, x1, y1 = columns[:, 0].min(), rows[:, 0].min(), columns[:, 1].max(), rows[:, 1].max()
     likely = 0.5 <= x1 - x0 <= 0.95 and 0.4 <= y1 - y0 <= 0.9 and x0 < 0.35 and x1 > 0.65 and y0 < 0.35 and y1 > 0.55
     return (float(x0), float(y0), float(x1), float(y1)) if likely else None
