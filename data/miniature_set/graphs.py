@@ -15,6 +15,7 @@ SIDES = tuple(SIGN)
 
 
 def both(*places: str) -> tuple[str, ...]:
+    """The regions of both sides."""
     return tuple(f"{side} {place}" for place in places for side in SIDES)
 
 
