@@ -1,6 +1,7 @@
 """data.prepare_table: a table of one's own, and made trees of CheXpert Plus, ReXGradient-160K and PadChest-GR."""
 
 import json
+import zipfile
 
 import numpy as np
 import pandas
@@ -30,9 +31,9 @@ def ids(content):
     return {split: [row["id"] for row in rows] for split, rows in content.items()}
 
 
-def image(path, deep=False):
+def image(path, deep=False, value=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.arange(48).reshape(6, 8)
+    pixels = np.arange(48).reshape(6, 8) + value
     Image.fromarray(pixels.astype(np.uint16) * 1000 if deep else pixels.astype(np.uint8)).save(path)
 
 
@@ -70,6 +71,42 @@ def test_json_lines_columns_of_other_names_and_a_row_per_image(tmp_path):
     content = prepare(*words, "--unit", "image", "--out", tmp_path / "image")
     assert [(row["id"], row["study_id"]) for row in content["test"]] == [("i1", "7"), ("i2", "7"), ("i3", "8")]
     assert (tmp_path / "image" / "images" / "3.png").is_file()
+
+
+def test_images_of_an_archive_are_told_apart_by_their_folders(tmp_path):
+    for number, name in enumerate(("p1/1.png", "p2/1.png", "p2/2.png")):
+        image(tmp_path / "files" / name, value=number)
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for path in sorted((tmp_path / "files").rglob("*.png")):
+            archive.write(path, f"all/{path.relative_to(tmp_path / 'files')}")
+    (tmp_path / "t.csv").write_text(
+        "id,images,report\na,all/p1/1.png,One.\nb,all/p2/1.png,Two.\nc,2.png,Three.\nd,1.png,Which?\n"
+    )
+    words = (
+        "--table",
+        tmp_path / "t.csv",
+        "--images",
+        tmp_path / "images.zip",
+        "--split",
+        "0:0:1",
+        "--workers",
+        1,
+        "--out",
+    )
+    content = prepare(*words, tmp_path / "out")
+    assert ids(content)["test"] == ["a", "b", "c"]  # 1.png stands there twice: missing, not guessed
+    found = [(tmp_path / "out" / "images" / row["image_path"][0]).read_bytes() for row in content["test"]]
+    assert found == [(tmp_path / "files" / name).read_bytes() for name in ("p1/1.png", "p2/1.png", "p2/2.png")]
+
+
+def test_two_images_that_would_become_one_are_refused(tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("id,images,report,patient\n1,a.png;a.jpg,One.,p\n")
+    image(tmp_path / "files" / "a.png")
+    image(tmp_path / "files" / "a.jpg")
+    words = ("--table", tmp_path / "t.csv", "--images", tmp_path / "files", "--out")
+    assert "would both become a.jpg" in refused(capsys, *words, tmp_path / "out", "--resize", 4)
+    content = prepare(*words, tmp_path / "linked", "--split", "1:0:0")
+    assert content["train"][0]["image_path"] == ["a.png", "a.jpg"]
 
 
 def test_without_a_split_patients_are_cut_and_stay_whole(tmp_path, capsys):

@@ -4,6 +4,7 @@ import os
 import shutil
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
@@ -28,14 +29,14 @@ class ImageFolder:
         self._listed: tuple[str | None, dict[str, str]] = (None, {})
 
     def find(self, path: str) -> str | None:
-        """The file at `path`, whatever its ending (.jpg, .jpeg, .png, .dcm; the first of these), or None."""
+        """The file at `path`, else the one of another ending (.jpg, .jpeg, .png, .dcm; the first of these), or None."""
         folder, _, name = path.rpartition("/")
         if self._listed[0] != folder:  # readers ask study by study, so that one folder at a time is enough
-            self._listed = (folder, self._by_stem(folder))
-        found = self._listed[1].get(_stem(name))
+            self._listed = (folder, self._names(folder))
+        found = self._listed[1].get(name) or self._listed[1].get(_stem(name))
         return None if found is None else f"{folder}/{found}" if folder else found
 
-    def _by_stem(self, folder: str) -> dict[str, str]:
+    def _names(self, folder: str) -> dict[str, str]:
         try:
             names = os.listdir(self.path / folder)
         except (FileNotFoundError, NotADirectoryError):
@@ -43,7 +44,7 @@ class ImageFolder:
         rank = {ending: number for number, ending in enumerate(ENDINGS)}
         images = [name for name in names if os.path.splitext(name)[1].lower() in rank]
         images.sort(key=lambda name: rank[os.path.splitext(name)[1].lower()], reverse=True)
-        return {_stem(name): name for name in images}
+        return {_stem(name): name for name in images} | {name: name for name in images}
 
     def on_disk(self, paths: Collection[str], folder: Path) -> Iterator[tuple[str, Path]]:
         """(path, file) of each path; nothing is copied."""
@@ -53,16 +54,21 @@ class ImageFolder:
 
 
 class ImageArchive:
-    """Image files in one archive, told apart by their last name (OpenI's is flat)."""
+    """Image files in one archive; a path may leave out the folders above a name that stands there once."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        names = [name for name, _ in self._members(None)]
-        self._names = {_stem(os.path.basename(name)): name for name in names if name.lower().endswith(ENDINGS)}
+        images = [name for name, _ in self._members(None) if name.lower().endswith(ENDINGS)]
+        alone = Counter(_stem(os.path.basename(name)) for name in images)
+        self._names = {_stem(os.path.basename(name)): name for name in images}
+        self._names = {stem: name for stem, name in self._names.items() if alone[stem] == 1}
+        whole = {name.removeprefix("./"): name for name in images}
+        self._names |= {_stem(name): member for name, member in whole.items()} | whole
 
     def find(self, path: str) -> str | None:
-        """The archive's member of this name, whatever folder and ending, or None."""
-        return self._names.get(_stem(os.path.basename(path)))
+        """The archive's member at this path, whatever its ending; else the only one of this name; or None."""
+        keys = (path, _stem(path), _stem(os.path.basename(path)))
+        return next((self._names[key] for key in keys if key in self._names), None)
 
     def on_disk(self, paths: Collection[str], folder: Path) -> Iterator[tuple[str, Path]]:
         """(path, file) of each path in the archive's order, unpacked into `folder`; the caller takes the file away."""

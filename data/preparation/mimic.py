@@ -237,7 +237,7 @@ def _add_texts(
         if sections is None:
             study.left_out = "no report"
             continue
-        if study.study_id in EXCEPTIONS and custom_rules == "skip":
+        if "conclusion" in sections and custom_rules == "skip":
             study.left_out = "one of the 54 with rules of its own (--custom_rules use takes them)"
         elif "conclusion" in sections:
             sections["impression"] = sections.pop("conclusion")

@@ -83,7 +83,8 @@ def make_rows(source: Source, rules: Rules, *, resized: bool = False) -> Rows:
         named = []
         for number, (image, path) in enumerate(images):
             target = _target(study, number, image, path, rules, resized)
-            made.images[target] = path
+            if made.images.setdefault(target, path) != path:
+                raise InputError(f"{made.images[target]} and {path} would both become {target}: rename one of them")
             named.append((image, target))
         parts = [(str(study.study_id), named)]
         if rules.unit == "image":
