@@ -13,7 +13,8 @@ from data.images import open_image, reading_of
 from data.prepare import make_dataset, open_data
 from data.studies import card_text
 from knowledge.diagnose import diagnose_studies
-from knowledge.new_study import report_new_study
+from knowledge.new_study import generator, report_new_study
+from knowledge.rexrank import report_rexrank, write_submission
 from models import SYSTEMS
 from modules import processes
 from modules.artefact import sha256
@@ -58,6 +59,14 @@ def main(argv=None) -> None:
     kind, problems, ours = SYSTEMS[args.model], Problems(), is_ours(content)
     kind.check(args, problems, training=False, carried=ours)
     decoding, precision = DecodingSettings.from_flags(args), Precision(args.precision, device)
+    if args.export == "rexrank_submission":
+        problems.stop_if_any()
+        write_submission(args, Path(args.out or f"{args.save_dir}_submission"))
+        return
+    if args.rexrank:
+        problems.stop_if_any()
+        report_rexrank(args, generator(args, content, kind, decoding, precision, device))
+        return
     if args.image:
         problems.stop_if_any()
         report_new_study(args, content, kind, decoding, precision, device)

@@ -1,6 +1,7 @@
 """A report for one new study: images and a checkpoint, nothing else."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,28 +29,40 @@ from modules.nets.adm import SIDE, apply_mask, classifier_masks
 from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
 
 
-@torch.no_grad()
 def report_new_study(args, content: dict, kind, decoding, precision, device) -> dict:
     """Print (and return) report, diagnosis with probabilities and expert report of the images of --image."""
+    result = generator(args, content, kind, decoding, precision, device)(args.image)
+    _show(result)
+    return result
+
+
+def generator(args, content: dict, kind, decoding, precision, device) -> Callable[[list[str]], dict]:
+    """Builds the checkpoint's system once; the function takes the image paths of one study and gives its results."""
     if not is_ours(content):
         raise InputError(
-            f"--image: {args.load} is a released file, which carries no vocabulary and no knowledge; evaluate it on a data "
+            f"{args.load} is a released file, which carries no vocabulary and no knowledge; evaluate it on a data "
             "set, or train with --load to make a checkpoint of ours"
         )
-    parts = content["parts"]
     tokenizer = kind.tokenizer_kind.from_state_dict(content["tokenizer"])
-    system = kind.build(args, tokenizer, parts)
+    system = kind.build(args, tokenizer, content["parts"])
     system.load_start(content, args.load)
     system = system.to(device).eval()
-    plain = [open_image(path, Reading(args.dicom)) for path in args.image]
+    rest = (args, content, kind, decoding, precision, device)
+    return lambda paths: _study(paths, system, tokenizer, *rest)
+
+
+@torch.no_grad()
+def _study(paths, system, tokenizer, args, content, kind, decoding, precision, device) -> dict:
+    parts = content["parts"]
+    plain = [open_image(path, Reading(args.dicom)) for path in paths]
     args.equalize = settle_equalize(args.equalize, content["data"].get("equalized"), equalized_share(plain))
-    originals = [open_image(path, reading_of(args)) for path in args.image]
+    originals = [open_image(path, reading_of(args)) for path in paths]
     if len(originals) > args.max_views:
         print(f"note: the model was trained with {args.max_views} image(s) per study; the rest is not looked at")
         originals = originals[: args.max_views]
-    result: dict = {"images": [str(path) for path in args.image]}
+    result: dict = {"images": [str(path) for path in paths]}
     needs = system.needs(training=False)
-    item: dict = {"id": Path(args.image[0]).stem}
+    item: dict = {"id": Path(paths[0]).stem}
     if "diagnosis" in needs:
         result["diagnosis"], item["diagnosis"] = _diagnose(args, parts, originals[0], device)
     views = kind.views(args)
@@ -70,7 +83,6 @@ def report_new_study(args, content: dict, kind, decoding, precision, device) -> 
         memory = system.encode(batch)
         result["report"] = tokenizer.decode(decode(system, memory, decoding, batch.ids)[0])
     result |= {name: values[0] for name, values in system.remarks(batch, memory).items() if name != "labels"}
-    _show(result)
     return result
 
 

@@ -189,7 +189,9 @@ FLAGS = (
     Flag("scoring", "compare", str, None, "two such files: differences b - a with paired-bootstrap intervals and p-values", of=TEST, nargs="+"),
     Flag("scoring", "table", str, None, "runs (folders) or metrics files: one table under the first of --protocols, seeds together", of=TEST, nargs="+"),
     Flag("scoring", "table_format", str, "markdown", "form of --table", of=TEST, choices=("markdown", "csv", "latex")),
-    Flag("scoring", "export", str, None, "with --score: also write the submission file of this leaderboard", of=TEST, choices=("rexrank",)),
+    Flag("scoring", "export", str, None, "with --score: also write rexrank (with --rexrank: its entries and our predictions), res_gts (R2GenCMN's two CSV), radeval or csv; with --load: rexrank_submission, a folder with program and environment", of=TEST, choices=("rexrank", "rexrank_submission", "res_gts", "radeval", "csv")),
+    Flag("scoring", "rexrank", str, None, "ReXrank's input file: generate a report for each of its studies into --out, going on where that stops", of=TEST),
+    Flag("scoring", "rexrank_section", str, "findings", "with --score of a ReXrank predictions file: its references", of=TEST, choices=("findings", "findings+impression")),
     Flag("scoring", "out", str, None, "file that --compare (JSON), --table or --export writes", of=TEST),
 
     Flag("one image", "image", str, None, "images of one new study: prints report, diagnosis and expert report", of=TEST, nargs="+"),

@@ -16,7 +16,7 @@ from modules.scoring.clinical import FIVE, STATES, abnormal, by_label, clinical_
 from modules.scoring.meteor import Meteor
 from modules.scoring.metrics import METRICS, prepare, text_statistics
 from modules.scoring.optional_metrics import check_extra, extra_statistics
-from modules.scoring.other_files import Split, read_any, write_rexrank
+from modules.scoring.other_files import Split, read_any
 from modules.scoring.predictions import R2GenReferences, write_predictions
 from modules.scoring.resampling import (
     Statistic,
@@ -411,13 +411,12 @@ def test_every_form_is_read(split, tmp_path):
     (tmp_path / "map.json").write_text(json.dumps(back))
     entries = [{"study_id": study, "report": "reference", "model_prediction": text} for study, text in back.items()]
     (tmp_path / "list.json").write_text(json.dumps(entries))
-    write_rexrank(tmp_path / "rexrank.json", expected)
+    copied = {study: {"section_findings": "x", "model_prediction": text} for study, text in predictions.items()}
+    (tmp_path / "rexrank.json").write_text(json.dumps(copied))
     for name in ("ids.csv", "res.csv", "two.csv", "map.json", "list.json", "rexrank.json"):
         assert read_any(tmp_path / name, split) == expected, name
         with pytest.raises(InputError, match="give --reference"):
             read_any(tmp_path / name, None)
-    rexrank = json.loads((tmp_path / "rexrank.json").read_text())
-    assert rexrank["CXR0"] == {"study_id": "CXR0", "model_prediction": predictions["CXR0"]}
     write_predictions(tmp_path / "ours.csv", expected)
     assert read_any(tmp_path / "ours.csv", None) == read_any(tmp_path / "ours.csv", split) == expected
 
@@ -565,10 +564,10 @@ def test_score_compare_and_table_from_the_command_line(no_java, annotation, spli
     for name, other in (("one", "The heart is normal."), ("two", "No pleural effusion.")):
         write_csv(tmp_path / f"{name}.csv", [("id", "report"), *((study, other) for study in split.reports)])
         words = ["--score", tmp_path / f"{name}.csv", "--reference", annotation, "--save_dir", tmp_path / name, *few]
-        said = command(capsys, *words, "--export", "rexrank")
+        said = command(capsys, *words, "--export", "csv")
         assert "constant report *" in said and "8 studies, prepared as iu_xray" in said
         files = {f"{what}_test.csv" for what in ("predictions", "scores", "labels")}
-        files |= {"metrics_test.json", "rexrank_test.json", "index.html"}
+        files |= {"metrics_test.json", "csv_test.csv", "index.html"}
         assert {path.name for path in (tmp_path / name).iterdir()} == files
     before = json.loads((tmp_path / "one" / "metrics_test.json").read_text())
     said = command(capsys, "--score", tmp_path / "one" / "predictions_test.csv", *few)

@@ -13,9 +13,10 @@ from modules.scoring.constant_report import best_constant_report
 from modules.scoring.meteor import Meteor
 from modules.scoring.metrics import METRICS, REFERENCE_COLUMNS, check_ids, checked_rows
 from modules.scoring.optional_metrics import check_extra
-from modules.scoring.other_files import Split, read_any, write_rexrank
+from modules.scoring.other_files import Split, read_any
 from modules.scoring.predictions import R2GenReferences, read_reports, unit_columns, write_predictions
 from modules.scoring.resampling import Units, paired_differences, units_of
+from modules.scoring.rexrank import export_rows, is_rexrank, read_rexrank, rows_with_references
 from modules.scoring.score_all import make_labelers, measure_all, score_all, write_scores
 from modules.scoring.score_table import drawn, format_table, markdown
 from modules.scoring.tables import read_run, render, table_rows
@@ -39,8 +40,8 @@ def run_command(args) -> bool:
         raise InputError(f"--{' and --'.join(chosen)}: one at a time")
     if args.compare and len(args.compare) != 2:
         raise InputError(f"--compare takes two files, not {len(args.compare)}")
-    if args.export and not args.score:
-        raise InputError("--export goes with --score")
+    if args.export and not args.score and args.export != "rexrank_submission":
+        raise InputError("--export goes with --score, rexrank_submission with --load")
     if not chosen:
         return False
     check_extra(args.extra_metrics)
@@ -77,7 +78,12 @@ def scoring_settings(args) -> dict:
 def score_file(args) -> None:
     """Score one file; the results lie beside a predictions file of ours, of any other in --save_dir."""
     path, split, settings = Path(args.score), read_split(args), scoring_settings(args)
-    rows = read_any(path, split)
+    if split is None and is_rexrank(path):
+        rows = rows_with_references(path, args.rexrank_section, args.cleaning)
+        settings["protocols"] = [name for name in args.protocols if name != "r2gen"]
+        print("protocol r2gen needs the training reports: give --reference; the others follow")
+    else:
+        rows = read_any(path, split)
     ours = path.name == f"predictions_{args.split}.csv"
     folder = Path(args.save_dir) if "save_dir" in args.typed else path.parent if ours else Path(f"results/{path.stem}")
     again = ours and folder.resolve() == path.parent.resolve()
@@ -102,11 +108,10 @@ def score_file(args) -> None:
     if args.page:
         print(f"results page: {write_page(folder, args.split)}")
     if args.export:
-        out = Path(args.out or folder / f"{args.export}_{args.split}.json")
-        write_rexrank(out, rows)
-        print(
-            f"written: {out}, {len(rows)} studies for {args.export}; compare its form with the leaderboard's own example"
-        )
+        ending = {"csv": ".csv", "res_gts": ""}.get(args.export, ".json")
+        out = Path(args.out or folder / f"{args.export}_{args.split}{ending}")
+        files = export_rows(args.export, out, rows, read_rexrank(args.rexrank) if args.rexrank else None)
+        print(f"written: {', '.join(map(str, files))}, {len(rows)} studies")
 
 
 def read_facts(predictions: str | Path, split: str) -> dict:

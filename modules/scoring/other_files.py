@@ -12,11 +12,10 @@ Wherever ids stand they must be those of the split, each once; the references co
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modules.artefact import write_json
 from modules.errors import InputError
 from modules.scoring.metrics import check_ids
 from modules.scoring.predictions import COLUMNS, R2GenReferences, read_predictions, read_table
@@ -169,12 +168,3 @@ def _read_json(path: Path) -> list[tuple[str, str]]:
 
 class _Pairs(list):
     """The pairs of a JSON object, so that double keys are seen."""
-
-
-def write_rexrank(path: str | Path, rows: Iterable[Mapping[str, str]]) -> None:
-    """ReXrank's submission: {study id: {"study_id": id, "model_prediction": text}}.
-
-    References stay out: the leaderboard has them, and those of MIMIC-CXR may not be passed on.
-    """
-    content = {row["id"]: {"study_id": row["id"], "model_prediction": row["prediction"]} for row in rows}
-    write_json(path, content)
