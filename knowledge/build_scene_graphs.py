@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.images import open_image
+from data.images import open_image, reading_of
 from data.scene_graphs import layout_of, manifest_of, read_rows, read_scene_graphs, write_scene_graphs
 from data.studies import SPLITS, Study, check_studies, read_annotation, without_broken
 from knowledge.classifier.data import image_hash
@@ -36,7 +36,7 @@ from modules.text.regions import REGIONS
 
 FORMAT = 1  # raise it when the same inputs give another file
 SHARED = {
-    "data": ("dataset_name", "data_dir", "ann_path", "image_dir", "skip_broken", "image_check"),
+    "data": ("dataset_name", "data_dir", "ann_path", "image_dir", "skip_broken", "image_check", "dicom", "equalize"),
     "run": ("knowledge_dir", "device"),
 }
 OWN = {
@@ -126,7 +126,8 @@ def said_in(regions: list[dict]) -> dict[str, dict]:
 def make_rows(args, studies: list[Study], file: dict[str, list[dict]] | None, finder: BoxFinder | None) -> Iterator[dict]:
     """A line per study, in the annotation's order."""
     anew = [study for study in studies if finder is not None and study.split in args.boxes_for]
-    found = boxes_of([f"{args.image_dir}/{study.images[0]}" for study in anew], finder) if finder else iter(())
+    paths = [f"{args.image_dir}/{study.images[0]}" for study in anew]
+    found = boxes_of(paths, finder, reading_of(args)) if finder else iter(())
     renewed = {study.images[0] for study in anew}
     for study in tqdm(studies, desc="scene graphs", disable=None, leave=False):
         image = study.images[0]
@@ -159,7 +160,7 @@ def build(args) -> None:
     inputs = {
         "format": FORMAT, "annotation_sha256": sha256(args.ann_path), "attributes": attributes_from, "boxes": boxes_from,
         "least": args.min_attribute_count, "layout": layout.state() if layout else None,
-        "images_sha256": {split: image_hash(rows, args.image_dir) for split, rows in splits.items()},
+        "images_sha256": {split: image_hash(rows, args.image_dir) + reading_of(args).name for split, rows in splits.items()},
     }  # fmt: skip
     if not args.overwrite and built_already(out, inputs):
         return
@@ -195,7 +196,7 @@ def write_overlays(args) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for row in rows[:: max(1, len(rows) // args.overlay)][: args.overlay]:
         boxes = {region["name"]: region["box"] for region in row["regions"] if region["box"]}
-        drawn(open_image(f"{args.image_dir}/{row['image']}"), boxes).save(folder / f"{row['study']}.png")
+        drawn(open_image(f"{args.image_dir}/{row['image']}", reading_of(args)), boxes).save(folder / f"{row['study']}.png")
     print(f"{folder}: images with their boxes; they show the data set and fall under its licence")
 
 

@@ -88,7 +88,7 @@ def scene_graph_steps(args, weights: dict) -> list[tuple[str, object, list[str]]
     """Scene graphs by atlas and rules; where the data set brings its own, what they say, and boxes of a detector trained on
     them, so that a new image is seen as those of training are."""
     out = Path(args.knowledge_dir) / "scene_graphs.jsonl"
-    build = words(args, (*PLACES, "image_check", "device"), out=out, skip_broken=args.skip_broken)
+    build = words(args, (*PLACES, "image_check", "device", "dicom", "equalize"), out=out, skip_broken=args.skip_broken)
     own = Path(args.data_dir) / "scene_graphs.jsonl"
     if not own.is_file():
         return [("scene graphs: atlas and rules", build_scene_graphs.main, [*build, "--boxes", "atlas", "--attributes", "rules"])]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from data.images import open_image, square, to_tensor
+from data.images import PLAIN, Reading, open_image, square, to_tensor
 from data.region_atlas import atlas_by_hand, find_thorax, fit_atlas, place_atlas, read_atlas
 from data.scene_graphs import clean_box, manifest_of, read_rows
 from modules.artefact import sha256, write_atomic, write_json
@@ -25,6 +25,7 @@ from modules.text.regions import REGIONS
 
 AT_ONCE = 32  # images that a detector sees together
 PRESENT = 0.5  # a detector's box counts when its presence exceeds this
+Found = tuple[list[str], list[list[float]], list[float]]  # of an image: regions, boxes in fractions, scores
 COLOURS = ("#ff5050", "#50dc50", "#50a0ff", "#ffd700", "#ff70ff", "#40e0e0", "#ffa040")
 
 
@@ -63,7 +64,7 @@ class BoxFinder:
         return find_thorax(image) if self.atlas else to_tensor(square(image.convert("RGB"), self.detector.side))
 
     @torch.no_grad()
-    def __call__(self, ready: list) -> list[tuple[list[str], list[list[float]], list[float]]]:
+    def __call__(self, ready: list) -> list[Found]:
         """(regions, boxes in fractions clipped to the image, scores) for each of the images made `ready`."""
         if self.atlas:
             self.thorax_missed += sum(not found for _, found in ready)
@@ -87,12 +88,12 @@ def find_boxes(image: Image.Image, source: dict) -> tuple[np.ndarray, np.ndarray
     return regions, np.array(boxes, np.float32).reshape(-1, 4)
 
 
-def boxes_of(paths: list[str], finder: BoxFinder) -> Iterator[tuple[list[str], list[list[float]], list[float]]]:
+def boxes_of(paths: list[str], finder: BoxFinder, reading: Reading = PLAIN) -> Iterator[Found]:
     """`finder`'s answer for image after image; read by threads, few at a time."""
     left = iter(paths)
     with ThreadPoolExecutor(4) as pool:
         while some := list(islice(left, AT_ONCE)):
-            yield from finder(list(pool.map(lambda path: finder.ready(open_image(path)), some)))
+            yield from finder(list(pool.map(lambda path: finder.ready(open_image(path, reading)), some)))
 
 
 def drawn(image: Image.Image, boxes: dict[str, list[float]], side: int = 640) -> Image.Image:
