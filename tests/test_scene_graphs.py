@@ -23,7 +23,7 @@ from data.prepare import open_data
 from data.region_atlas import USUAL_THORAX, atlas_by_hand, find_thorax, fit_atlas, place_atlas
 from data.scene_graphs import layout_of, read_rows, read_scene_graphs, write_scene_graphs
 from data.studies import read_annotation
-from knowledge import build_scene_graphs, check_graphs, train_region_detector
+from knowledge import build_scene_graphs, check_graphs, from_scratch, train_region_detector
 from knowledge import region_boxes as boxes_command
 from knowledge.region_boxes import find_boxes
 from models import SYSTEMS
@@ -551,6 +551,22 @@ def test_an_atlas_is_fitted_by_command(mini20, tmp_path, capsys):
     out.write_text(json.dumps({"kind": "atlas", "table": {"left lung": [0, 0, 1, 1]}}))
     message = refused(capsys, boxes_command.main, "show", "--image", image, "--atlas", out, "--out", tmp_path / "no.png")
     assert "no atlas of the 29 regions" in message
+
+
+def test_from_scratch_builds_what_is_missing(mini20, tmp_path):
+    def made(*words):
+        places = ["--data_dir", mini20, "--knowledge_dir", tmp_path / "k"]
+        args = parse([str(word) for word in ("--model", "sgrrg", *places, *words)], "train", systems=SYSTEMS)
+        return [(main, words) for _, main, words in from_scratch.steps(args)]
+
+    steps = made("--dataset_name", "miniature")  # it brings scene graphs: a detector learns their boxes
+    assert [main for main, _ in steps][1:] == [train_region_detector.main, build_scene_graphs.main]
+    assert str(mini20 / "scene_graphs.jsonl") in steps[-1][1]
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    steps = made("--dataset_name", "custom", "--data_dir", bare)
+    assert [main for main, _ in steps][1:] == [build_scene_graphs.main] and "rules" in steps[-1][1]
+    assert all(main is not build_scene_graphs.main for main, _ in made("--dataset_name", "custom", "--scene_graphs", "none"))
 
 
 # --------------------------------------------------------------------------------------------------- Chest ImaGenome
