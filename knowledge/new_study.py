@@ -156,6 +156,9 @@ def _show(result: dict) -> None:
         for row in sorted(result["diagnosis"], key=lambda row: -row["probability"]):
             mark = "*" if row["positive"] else " "
             print(f"  {mark} {row['label']:27s} {row['probability']:.3f}  (threshold {row['threshold']:.3f})")
+    for name in ("regions", "attributes"):
+        if name in result:
+            print(f"{name + ':':10s} {result[name] or 'none'}")
     if "knowledge_report" in result:
         distance = result["knowledge_distance"]
         nearest = "" if distance == "0" else f", nearest by {distance} label(s)"

@@ -282,6 +282,7 @@ class SGRRG(FamilySystem):
         if args.scene_graphs == "none":
             problems.check(not args.oracle_graph, "--oracle_graph needs --scene_graphs")
             return
+        problems.check(not (args.oracle_graph and args.image), "--oracle_graph: a new --image has no report to read it from")
         text = f"--region_topk {args.region_topk} exceeds --region_memory {args.region_memory}"
         problems.check(args.region_memory == 0 or args.region_topk <= args.region_memory, text)
         turned = ("rotate", "aligned", "none")
