@@ -93,7 +93,8 @@ def main(argv=None) -> None:
     system.load_start(content, args.load)
     system = system.to(device).eval()
     dataset = make_dataset(args, data, args.split, system.needs(training=False), tokenizer, training=False)
-    loader = make_loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers, shuffle=False)
+    loading = {"num_workers": args.num_workers, "pin": device.type == "cuda"}
+    loader = make_loader(dataset, batch_size=args.batch_size, shuffle=False, **loading)
     watch = Attention(system, tokenizer, studies=len(dataset), views=args.max_views) if args.page else None
     written = write_split(system, loader, tokenizer, decoding, precision=precision, device=device, watch=watch)
     seen = processes.gather(watch.rows) if watch else {}

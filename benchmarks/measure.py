@@ -19,7 +19,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     """Flags of every benchmark that computes."""
     parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds; the median is shown [3]")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--precision", default="float32", choices=("float32", "bf16", "fp16"))
+    parser.add_argument("--precision", default="float32", choices=("float32", "tf32", "bf16", "fp16"))
     parser.add_argument("--out", help="write the figures as JSON")
 
 

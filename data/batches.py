@@ -33,6 +33,8 @@ class Batch:
     x1 y1 in pixels of the image tensor. box_regions: int [B, N], -1 = padding. box_chosen, box_abnormal: bool [B, N], the
     report speaks of the box's region, and calls it abnormal. attributes: bool [B, N, M]. region_labels: bool [B, R], spoken
     of with or without a box.
+
+    prepared: what was counted while the batch was on the CPU, by name, so that nobody asks the device for it.
     """
 
     ids: list[str]
@@ -50,23 +52,42 @@ class Batch:
     attributes: torch.Tensor | None = None
     region_labels: torch.Tensor | None = None
     fill: bool = False
+    prepared: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def to(self, device) -> "Batch":
         """The same batch with its tensors on `device`."""
-        moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
-            for field in dataclasses.fields(self)
-            if isinstance(getattr(self, field.name), torch.Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        views = () if self.view_mask is None else range(self.view_mask.shape[1])
+        counted = {f"view {view}": self._rows(view) for view in views}
+        whole = dataclasses.replace(self, prepared=counted | self.prepared)
+        return whole._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader when it copies to a CUDA device."""
-        pinned = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return dataclasses.replace(self, **pinned)
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, function) -> "Batch":
+        made = {name: function(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **made, prepared={name: function(value) for name, value in self.prepared.items()})
+
+    def _rows(self, view: int) -> torch.Tensor:
+        known = self.prepared.get(f"view {view}")
+        return self.view_mask[:, view].nonzero()[:, 0] if known is None else known
+
+    def studies_with(self, view: int) -> torch.Tensor | None:
+        """Rows int [n] of the studies that have this view; None = all have it."""
+        rows = None if self.view_mask is None else self._rows(view)
+        return None if rows is None or len(rows) == len(self) else rows
+
+    def real_views(self) -> torch.Tensor | None:
+        """Positions int [n] of the real views among all B * V, view after view; None = all are real."""
+        if self.view_mask is None:
+            return None
+        views = self.view_mask.shape[1]
+        rows = torch.cat([self._rows(view) * views + view for view in range(views)])
+        return None if len(rows) == len(self) * views else rows
 
 
 class StudyDataset(Dataset):

@@ -58,6 +58,13 @@ class ImageCache:
         if any(self._record(row) is None for row in range(0, len(rows), max(1, len(rows) // 64))):
             raise InputError(f"image cache {folder} is damaged")
 
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "pixels"}  # a worker maps the file itself
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self.pixels = np.memmap(self.folder / "pixels.bin", np.uint8, "r")
+
     def _record(self, row: int) -> np.ndarray | None:
         """Pixels of a row, None where they are not those that were written."""
         start, height, width, channels, wanted = self.table[row].tolist()

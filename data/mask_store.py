@@ -96,6 +96,13 @@ class PackedMasks(MaskStore):
         self.manifest = manifest
         self.rows = {image: row for row, image in enumerate(images)}
 
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "bits"}  # a worker maps the file itself
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self.bits = np.memmap(self.root / "masks.bits", np.uint8, "r", shape=(len(self.rows), row_bytes(self.side)))
+
     def has(self, image: str) -> bool:
         return image in self.rows
 

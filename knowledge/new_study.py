@@ -78,9 +78,9 @@ def _study(paths, system, tokenizer, args, content, kind, decoding, precision, d
         item["masked_images"] = _masked(args, originals, masks)
     if "boxes" in needs:
         item["graph"] = _regions(parts, originals[0], args.image_size)
-    batch = collate([item]).to(device)
-    with precision.region():
-        memory = system.encode(batch)
+    batch = system.prepare(collate([item]))
+    with precision.generation(system), precision.region():
+        memory = system.encode(batch.to(device))
         result["report"] = tokenizer.decode(decode(system, memory, decoding, batch.ids)[0])
     result |= {name: values[0] for name, values in system.remarks(batch, memory).items() if name != "labels"}
     return result

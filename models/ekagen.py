@@ -197,7 +197,7 @@ class EKAGen(System):
             return {}
         rows = batch.diagnosis.tolist()
         columns = {"diagnosis": ["|".join(name for name, bit in zip(CHEXPERT_14, row) if bit) for row in rows]}
-        experts = [self.knowledge.expert(row) for row in batch.diagnosis]
+        experts = self.knowledge.experts(batch.diagnosis)
         columns["knowledge_distance"] = [str(expert["distance"]) for expert in experts]
         if self.knowledge.reports is not None:
             columns["knowledge_id"] = [expert["id"] for expert in experts]
@@ -215,7 +215,7 @@ class EKAGen(System):
         """
         images = getattr(batch, VIEW_FIELD[view or self.eval_view])
         studies, views = images.shape[:2]
-        features = self.project(self.extractor(images.flatten(0, 1)))
+        features = self.project(self._features(batch, images.flatten(0, 1)))
         height, width = features.shape[-2:]
         padding = self._patch_padding(batch, studies, views, height, width, features.device)
         position = sine_positions(padding.flatten(0, 1), features.shape[1]).unflatten(0, (studies, views)).flatten(1, 2)
@@ -233,6 +233,14 @@ class EKAGen(System):
             iek = self.knowledge(batch.diagnosis)
             memory |= {f"knowledge.{number}": aligner.knowledge(iek) for number, aligner in enumerate(self.aligners)}
         return memory
+
+    def _features(self, batch, images: torch.Tensor) -> torch.Tensor:
+        """The extractor's features of images [B * V, 3, H, W]; zeros for an absent view, which batch norm must not meet."""
+        rows = batch.real_views()
+        if rows is None:
+            return self.extractor(images)
+        real = self.extractor(images.index_select(0, rows))
+        return real.new_zeros(len(images), *real.shape[1:]).index_copy(0, rows, real)
 
     @staticmethod
     def _patch_padding(batch, studies, views, height, width, device) -> torch.Tensor:

@@ -145,8 +145,15 @@ class System(nn.Module):
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return {"extractor": [p for p in trained if p in own], "rest": [p for p in trained if p not in own]}
 
+    def prepare(self, batch):
+        """The batch with all that can be counted or cut on the CPU; asked in the mode of the pass, before it moves to the device.
+
+        What is kept in batch.prepared need not be asked of the device: a question waits until it has worked off its queue.
+        """
+        return batch
+
     def losses(self, batch) -> dict[str, torch.Tensor]:
-        """Named scalars of one batch; the Trainer sums them with `loss_weights`."""
+        """Named scalars of one prepared batch; the Trainer sums them with `loss_weights`."""
         raise NotImplementedError
 
     def loss_counts(self, batch) -> dict[str, float]:
@@ -185,5 +192,8 @@ class System(nn.Module):
         return torch.stack(seen).mean(0).unflatten(-1, memory["outside"].shape[1:])
 
     def remarks(self, batch, memory: dict) -> dict[str, list[str]]:
-        """Further columns of the predictions file, a text per study; memory: what `encode` gave for the batch."""
+        """Further columns of the predictions file, a text per study; memory: what `encode` gave for the batch.
+
+        The batch is on the CPU, the system and the memory may be elsewhere.
+        """
         return {}

@@ -4,6 +4,7 @@ B studies, P patches, L words, D width, K labels, n prototypes per label, R prot
 of the order of operations: the paper and the behaviour of the released code (Markin-Wang/XProNet).
 """
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -92,25 +93,36 @@ class XProNet(FamilySystem):
     def labels(self, batch) -> torch.Tensor:
         """bool [B, K]; no label at all becomes No Finding."""
         positive = (batch.labels if self.training or self.eval_labels == "labels" else batch.diagnosis) == 1
-        nothing = ~positive.any(1)
-        normal = torch.tensor([label == NO_FINDING for label in CHEXPERT_14], device=positive.device)
-        return positive | nothing[:, None] & normal
+        positive[:, CHEXPERT_14.index(NO_FINDING)] |= ~positive.any(1)
+        return positive
+
+    def prepare(self, batch):
+        """Also with the numbers of each study's prototypes: "rows" int [B, R] and "rows.real" bool [B, R]."""
+        batch = super().prepare(batch)
+        if self.prototypes is None:
+            return batch
+        rows, real = self.rows(self.labels(batch))
+        return dataclasses.replace(batch, prepared=batch.prepared | {"rows": rows, "rows.real": real})
+
+    def rows(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """labels bool [B, K] -> the positive ones' prototypes, int [B, R], zeros after them, and which are real, bool [B, R]."""
+        counts = labels.sum(1) * self.per_label
+        real = torch.arange(int(counts.max())) < counts[:, None]
+        chosen = labels.repeat_interleave(self.per_label, 1).nonzero()[:, 1]  # study after study, label after label
+        return torch.zeros(real.shape, dtype=torch.long).masked_scatter(real, chosen), real
 
     def lookup(self, batch, features):
         """The study's own rows: "rows.keys", "rows.values" [B, heads, R, d] and "rows.mask" bool [B, R]."""
         if self.prototypes is None:
             return {}
-        rows, mask = self.gather(self.labels(batch))
-        keys, values = self.respond.rows(rows)
-        return {"rows.keys": keys, "rows.values": values, "rows.mask": mask}
+        prepared = batch.prepared if "rows" in batch.prepared else self.prepare(batch).prepared
+        real = prepared["rows.real"]
+        keys, values = self.respond.rows(self.gather(prepared["rows"], real))
+        return {"rows.keys": keys, "rows.values": values, "rows.mask": real}
 
-    def gather(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """labels bool [B, K] -> prototypes of the positive ones [B, R, D], zeros after them, and which are real, bool [B, R]."""
-        table = self.reduce(self.prototypes)
-        counts = labels.sum(1) * self.per_label
-        mask = torch.arange(int(counts.max()), device=labels.device) < counts[:, None]
-        chosen = labels.repeat_interleave(self.per_label, 1).nonzero()[:, 1]  # study after study, label after label
-        return table.new_zeros(*mask.shape, table.shape[1]).masked_scatter(mask[..., None], table[chosen]), mask
+    def gather(self, rows: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Numbers of prototypes int [B, R] -> the prototypes [B, R, D], zeros where they are not real."""
+        return self.reduce(self.prototypes)[rows] * real[..., None]
 
     def response(self, x, memory):
         return self.respond(x, memory["rows.keys"], memory["rows.values"], memory["rows.mask"])

@@ -37,8 +37,11 @@ def restore_random_states(states: dict) -> None:
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    saved, here = len(states["cuda"]), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if here:
+        torch.cuda.set_rng_state_all(states["cuda"][:here])
+    if saved != here:
+        print(f"note: saved with {saved} GPUs, {here} here: dropout draws other numbers than the whole run would have drawn")
 
 
 def save_checkpoint(path: str | Path, content: dict) -> None:

@@ -86,33 +86,33 @@ def select(memory: dict, rows: torch.Tensor) -> dict:
 
 def _one_beam(system, memory, settings, ids, stop) -> list[list[int]]:
     device = next(iter(memory.values())).device
-    count, stops = len(ids), torch.tensor(_stops(system), device=device)
+    count, stops = len(ids), torch.tensor(_stops(system)).to(device, non_blocking=True)
     alive = torch.arange(count, device=device)
     written = torch.full((count, settings.max_length), system.padding, device=device)
     tokens = torch.full((count, 1), system.bos, device=device)
     cache = None
-    draws = [_generator(settings.seed, name) for name in ids] if settings.sample else None
-    trigrams = [{} for _ in ids] if settings.block_trigrams else None
+    draws = _draws(settings, ids).to(device, non_blocking=True) if settings.sample else None
     for at in range(settings.max_length):
         logits, cache = system.step(tokens, memory, cache)
         logits = logits[:, 0].float()
         if at < settings.min_length:
-            logits[:, _stops(system)] = -math.inf
-        if trigrams is not None:
-            _lower_repeats(logits, written[alive, :at].tolist(), [trigrams[k] for k in alive.tolist()])
-        tokens = (
-            _draw(logits, settings, [draws[k] for k in alive.tolist()]) if draws else logits.argmax(-1, keepdim=True)
-        )
+            logits[:, stops] = -math.inf
+        if settings.block_trigrams and at >= 3:
+            _lower_repeats(logits, written[alive, :at])
+        if draws is None:
+            tokens = logits.argmax(-1, keepdim=True)
+        else:
+            tokens = _draw(logits, settings, draws[alive, at, None])
         written[alive, at] = tokens[:, 0]
         if not stop or (at + 1) % LOOK_EVERY.get(device.type, 1):
             continue
         words = written[alive, : at + 1]
-        going = ~torch.isin(words, stops).any(1)
-        left = int(going.sum())
-        if left == 0:
+        going = (~torch.isin(words, stops).any(1)).tolist()
+        left = [row for row, goes in enumerate(going) if goes]
+        if not left:
             break
-        if left <= 0.75 * len(alive):  # finished studies leave the batch, in few large moves rather than one by one
-            rows = going.nonzero()[:, 0]
+        if len(left) <= 0.75 * len(alive):  # finished studies leave the batch, in few large moves rather than one by one
+            rows = torch.tensor(left).to(device, non_blocking=True)
             alive, tokens, memory = alive[rows], tokens[rows], select(memory, rows)
             cache.keep(rows)
     return [_cut(row, system) if stop else row for row in written.tolist()]
@@ -132,28 +132,29 @@ def _cut(row: list[int], system) -> list[int]:
     return row
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
-    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+def _draws(settings: DecodingSettings, ids: list[str]) -> torch.Tensor:
+    """A number in [0, 1) for each word of each study, drawn from the study's own seed: float [B, max_length]."""
+    seeds = [zlib.crc32(f"{settings.seed}/{name}".encode()) for name in ids]
+    return torch.stack([torch.rand(settings.max_length, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def _draw(logits: torch.Tensor, settings: DecodingSettings, draws: list) -> torch.Tensor:
-    """One id per row, drawn by the study's own generator -> [B, 1]."""
+def _draw(logits: torch.Tensor, settings: DecodingSettings, draws: torch.Tensor) -> torch.Tensor:
+    """The id of each row whose share of the probabilities holds the row's number: draws [B, 1] in [0, 1) -> [B, 1]."""
     logits = logits / settings.temperature
     if settings.top_k:
         least = logits.topk(min(settings.top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
-    probabilities = logits.softmax(-1).cpu()
-    drawn = [torch.multinomial(row, 1, generator=draw) for row, draw in zip(probabilities, draws)]
-    return torch.stack(drawn).to(logits.device)
+    shares = (logits.softmax(-1) * 2.0**40).long().cumsum(-1)  # integers: the same sums on every device
+    return torch.searchsorted(shares, (draws.double() * shares[:, -1:]).long(), right=True)
 
 
-def _lower_repeats(logits: torch.Tensor, written: list[list[int]], seen: list[dict]) -> None:
-    """R2Gen's soft block: from the fourth word on, a word that would repeat a trigram loses 2 ln 2 for each time it did."""
-    for row, (words, trigrams) in enumerate(zip(written, seen)):
-        if len(words) >= 3:
-            trigrams.setdefault(tuple(words[-3:-1]), []).append(words[-1])
-            for word in trigrams.get(tuple(words[-2:]), ()):
-                logits[row, word] -= 2 * math.log(2)
+def _lower_repeats(logits: torch.Tensor, written: torch.Tensor) -> None:
+    """R2Gen's soft block, in place: a word that would repeat a trigram loses 2 ln 2 for each time it occurred.
+
+    logits [B, W], written [B, at], at >= 3.
+    """
+    before = (written[:, :-2] == written[:, -2:-1]) & (written[:, 1:-1] == written[:, -1:])
+    logits.scatter_add_(1, written[:, 2:], before * (-2 * math.log(2)))
 
 
 class _Beams:

@@ -84,7 +84,7 @@ FLAGS = (
     Flag("run", "save_dir", str, None, "results folder of this run [results/<model>_<dataset_name>]"),
     Flag("run", "seed", natural, 42, "seed of weights, order, augmentation and dropout"),
     Flag("run", "device", str, "auto", "auto takes CUDA when there is one", choices=("auto", "cpu", "cuda")),
-    Flag("run", "precision", str, "float32", "arithmetic of the forward pass; weights stay float32", choices=("float32", "bf16", "fp16")),
+    Flag("run", "precision", str, "float32", "arithmetic of the forward pass; weights stay float32", choices=("float32", "tf32", "bf16", "fp16")),
     Flag("run", "deterministic", bool, False, "ask PyTorch for deterministic kernels (slower on CUDA; the CPU is deterministic without it)"),
     Flag("run", "num_workers", natural, 2, "processes that load images"),
     Flag("run", "dry_run", bool, False, "resolve flags, check inputs, print the result as JSON and leave"),

@@ -19,15 +19,18 @@ def write_split(
     was_training = system.training
     system.eval()
     written = {}
-    for batch in tqdm(loader, desc="writing reports", disable=None if progress else True, leave=False, mininterval=1):
-        with precision.region():
-            memory = system.encode(batch.to(device))
-            reports = decode(system, memory, settings, batch.ids)
-            if watch is not None:
-                watch(batch.ids, memory, reports)
-        texts = [tokenizer.decode(ids) for ids in reports]
-        columns = {"prediction": texts, **system.remarks(batch, memory)}
-        for row, name in enumerate(batch.ids):
-            written[name] = {column: values[row] for column, values in columns.items()}
+    bar = tqdm(loader, desc="writing reports", disable=None if progress else True, leave=False, mininterval=1)
+    with precision.generation(system):
+        for batch in bar:
+            batch = system.prepare(batch)
+            with precision.region():
+                memory = system.encode(batch.to(device))
+                reports = decode(system, memory, settings, batch.ids)
+                if watch is not None:
+                    watch(batch.ids, memory, reports)
+            texts = [tokenizer.decode(ids) for ids in reports]
+            columns = {"prediction": texts, **system.remarks(batch, memory)}
+            for row, name in enumerate(batch.ids):
+                written[name] = {column: values[row] for column, values in columns.items()}
     system.train(was_training)
     return processes.gather(written)

@@ -1,6 +1,7 @@
 """The one owner of device and arithmetic."""
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -19,7 +20,11 @@ def choose_device(name: str) -> torch.device:
 
 
 class Precision:
-    """Autocast region and gradient scaler (from `scale` on) for --precision float32, bf16 or fp16."""
+    """Autocast region and gradient scaler (from `scale` on) for --precision float32, tf32, bf16 or fp16.
+
+    float32 on CUDA means float32: PyTorch's own default rounds the inputs of convolutions to TF32 (10 bits of mantissa).
+    tf32 does so for convolutions and matrix products; bf16 and fp16 do for the little that autocast leaves in float32.
+    """
 
     KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,6 +32,7 @@ class Precision:
         if kind == "fp16" and device.type != "cuda":
             raise InputError("--precision fp16 needs CUDA; on a CPU take bf16 or float32")
         self.kind, self.device = self.KINDS.get(kind), device
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind != "float32"
         self.scaler = torch.amp.GradScaler(device.type, init_scale=scale, enabled=kind == "fp16")
 
     def region(self):
@@ -34,6 +40,40 @@ class Precision:
         if self.kind is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.kind)
+
+
+    @contextlib.contextmanager
+    def generation(self, system: torch.nn.Module) -> Iterator[None]:
+        """Context of many passes without gradients: the weights that autocast would cast at every word are cast once.
+
+        These are the weights and biases of linear layers and convolutions, and what a module names in `multiplied`. An
+        autocast region inside computes the same numbers, since it would multiply by the same rounded weights. A weight that is
+        also an embedding stays as it is: autocast looks words up in float32; so does a module that says `in_float32`.
+        """
+        kept, cast = [], {}
+        looked_up = {id(module.weight) for module in system.modules() if isinstance(module, torch.nn.Embedding)}
+        exact = {inner for module in system.modules() if getattr(module, "in_float32", False) for inner in module.modules()}
+        for module in system.modules() if self.kind is not None else ():
+            for name in _multiplied(module) if module not in exact else ():
+                weight = module._parameters[name]
+                if weight is not None and weight.dtype == torch.float32 and id(weight) not in looked_up:
+                    kept.append((module, name, weight))
+                    if id(weight) not in cast:
+                        cast[id(weight)] = torch.nn.Parameter(weight.detach().to(self.kind), requires_grad=False)
+        try:
+            for module, name, weight in kept:
+                module._parameters[name] = cast[id(weight)]
+            yield
+        finally:
+            for module, name, weight in kept:
+                module._parameters[name] = weight
+
+
+def _multiplied(module: torch.nn.Module) -> tuple[str, ...]:
+    """Names of the module's own parameters that only enter products, which autocast computes in half precision."""
+    if isinstance(module, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
+        return "weight", "bias"
+    return getattr(module, "multiplied", ())
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -51,7 +91,8 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+    # images of a run have one size: cuDNN times its kernels once and takes the fastest, which may differ from run to run
+    torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False

@@ -109,7 +109,7 @@ class Trainer:
         bar = tqdm(self._steps(), total=steps, desc=title, leave=False, mininterval=1, disable=None)
         for number, batches in enumerate(bar, 1):
             waited += time.perf_counter() - mark
-            losses = self.update([batch.to(self.device) for batch in batches])
+            losses = self.update(batches)
             studies += int(losses.pop("studies"))
             for name, value in losses.items():
                 seen.setdefault(name, []).append(value)
@@ -129,13 +129,14 @@ class Trainer:
             yield step
 
     def update(self, batches: list) -> dict[str, float]:
-        """One optimiser step over this process's share of it, in one or more batches.
+        """One optimiser step over this process's share of it, in one or more batches that are still on the CPU.
 
         Returns the step's losses, their weighted total, the number of studies and the gradient norm before clipping.
         """
         counts = [self._counts(batch) for batch in batches]
         own = torch.tensor([sum(row[name] for row in counts) for name in counts[0]], dtype=torch.float64)
         totals = dict(zip(counts[0], processes.total(own).tolist()))
+        batches = [self.system.prepare(batch).to(self.device) for batch in batches]
         self.optimizer.zero_grad(set_to_none=True)
         names, parts = [], 0.0
         for batch, row in zip(batches, counts):
@@ -155,6 +156,11 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
         if self.args.clip_value:
             torch.nn.utils.clip_grad_value_(self.parameters, self.args.clip_value)
+        self.precision.scaler.step(self.optimizer)
+        self.precision.scaler.update()
+        if self.scheduler.by_step:
+            self.scheduler.step()
+        # the one question to the device in a step, asked when all of the step is queued
         *values, norm = torch.cat((processes.total(parts), norm[None])).tolist()
         values = {**dict(zip([*names, "loss"], values)), "studies": totals["studies"]}
         if self.precision.scaler.is_enabled():  # gradients beyond fp16: the scaler skips the step and lowers its scale
@@ -167,10 +173,6 @@ class Trainer:
                 f"the loss is not finite at epoch {self.epoch + 1}, step {self.step + 1}: {values}, on the studies "
                 f"{studies}. Lower --lr_ed and --lr_ve, or train in float32; last.pt holds the last whole epoch"
             )
-        self.precision.scaler.step(self.optimizer)
-        self.precision.scaler.update()
-        if self.scheduler.by_step:
-            self.scheduler.step()
         self.step += 1
         return values
 

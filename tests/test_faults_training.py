@@ -14,6 +14,7 @@ from conftest import ROOT, inputs, run
 from test_training import same
 
 from models import SYSTEMS
+from models.system import System
 from modules.checkpoint import CheckpointWriter, load_checkpoint, load_weights
 from modules.errors import InputError
 from modules.flags import parse
@@ -26,7 +27,7 @@ from modules.trainer import Trainer
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
-class Line(torch.nn.Module):
+class Line(System):
     """The smallest system that trains: one weight."""
 
     loss_weights = {"ce": 1.0}

@@ -14,6 +14,7 @@ from torch import nn
 
 from data.batches import Batch, StepShares
 from models import SYSTEMS
+from models.system import System
 from modules.checkpoint import load_checkpoint
 from modules.flags import parse
 from modules.trainer import Trainer
@@ -103,7 +104,7 @@ def test_every_study_counts_once(count, accumulate):
         assert all(part for part in parts)
 
 
-class Line(nn.Module):
+class Line(System):
     """A system whose loss is a mean over something else than studies."""
 
     def __init__(self):

@@ -7,6 +7,7 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +66,15 @@ class HeldImages(Dataset):
         return DataLoader(self, batch_sampler=[group.tolist() for group in groups], num_workers=num_workers)
 
 
+@cache
+def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+
+
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 [n, 3, S, S] -> float, ImageNet mean and standard deviation."""
-    return functional.normalize(pixels.float().div_(255), MEAN, STD)
+    """uint8 [n, 3, S, S] -> float, ImageNet mean and standard deviation (torchvision's normalize waits for the device)."""
+    mean, std = _mean_and_std(pixels.device)
+    return pixels.float().div_(255).sub_(mean).div_(std)
 
 
 def augmented(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

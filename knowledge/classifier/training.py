@@ -6,6 +6,7 @@ Letters: N images, K labels, S side in pixels, R bootstrap rounds.
 """
 
 import hashlib
+import math
 import os
 import sys
 import time
@@ -119,25 +120,26 @@ class ClassifierTrainer:
         batches = images.batches(groups, args.num_workers)
         bar = tqdm(batches, total=count, desc=f"epoch {self.epoch + 1}", leave=False, mininterval=1, disable=None)
         for step, (group, pixels) in enumerate(zip(groups, bar)):
-            shapes = normalised(pixels.to(self.device))
+            shapes = normalised(pixels.to(self.device, non_blocking=True))
             if args.augment == "light":
-                shapes = augmented(shapes, draws[group].to(self.device))
+                shapes = augmented(shapes, draws[group].to(self.device, non_blocking=True))
             for part in self.optimizer.param_groups:
                 part["lr"] = args.lr * rate((self.epoch * count + step + 1) / (args.epochs * count))
-            target = truth[group].to(self.device)
+            target = truth[group].to(self.device, non_blocking=True)
             with self.precision.region():
                 logits = self.bot.classifier(shapes)
             loss = self.loss(logits.float(), target, self.pos_weight)
-            if not torch.isfinite(loss):
-                names = ", ".join(images.studies[place].id for place in group)
-                raise InputError(f"the loss is not finite at epoch {self.epoch + 1}, studies {names}; lower --lr {args.lr}")
             self.optimizer.zero_grad(set_to_none=True)
             self.precision.scaler.scale(loss).backward()
             self.precision.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.bot.classifier.parameters(), 5.0)
             self.precision.scaler.step(self.optimizer)
             self.precision.scaler.update()
-            total += loss.item() * len(group)
+            value = loss.item()  # the one question to the device in a step
+            if not math.isfinite(value):
+                names = ", ".join(images.studies[place].id for place in group)
+                raise InputError(f"the loss is not finite at epoch {self.epoch + 1}, studies {names}; lower --lr {args.lr}")
+            total += value * len(group)
         return total / len(images)
 
     @staticmethod

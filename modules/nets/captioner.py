@@ -4,6 +4,7 @@ B studies, V views, P patches of all views, L word positions, D width, K beams. 
 may change the patches before the encoder, the words before the decoder, and condition the decoder's norms.
 """
 
+import dataclasses
 import math
 
 import torch
@@ -146,23 +147,33 @@ class Captioner(nn.Module):
         """Named scalars of one batch; the trainer sums them with `loss_weights`."""
         return self.word_losses(batch, self.encode(batch, sampling=False))
 
+    def prepare(self, batch):
+        """The tokens are cut to the batch's longest report."""
+        return batch if batch.tokens is None else dataclasses.replace(batch, tokens=self.report(batch.tokens)[0])
+
     def word_losses(self, batch, memory: dict) -> dict[str, torch.Tensor]:
         """ "ce": mean over the words of all reports and their EOS."""
-        tokens, counted = self.report(batch.tokens)
+        tokens = batch.tokens[:, : self.max_tokens]
+        counted = self.counted(tokens)
         logits = at_least_float32(self.logits(memory, tokens[:, :-1]))
-        each = F.cross_entropy(logits.mT, tokens[:, 1:], reduction="none")
+        each = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view_as(counted)
         return {"ce": (each * counted).sum() / counted.sum()}
 
     def loss_counts(self, batch) -> dict[str, float]:
         """What "ce" is a mean over, so that a step split over processes keeps the gradient of the whole."""
         return {"ce": float(self.report(batch.tokens)[1].sum())}
 
+    def counted(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Which targets of ids [B, L + 1] count, bool [B, L]: the words and EOS."""
+        lengths = (tokens != self.padding).sum(1) + 2  # the words, BOS and EOS
+        return torch.arange(1, tokens.shape[1], device=tokens.device) < lengths[:, None]
+
     def report(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Padded ids [B, any] -> ids [B, L + 1] of the batch's longest report, and which targets count, bool [B, L]."""
         tokens = tokens[:, : self.max_tokens]
-        lengths = ((tokens != self.padding).sum(1) + 2).clamp(max=tokens.shape[1])  # the words and both marks
-        tokens = tokens[:, : int(lengths.max())]
-        return tokens, torch.arange(1, tokens.shape[1], device=tokens.device) < lengths[:, None]
+        longest = int((tokens != self.padding).sum(1).max()) + 2
+        tokens = tokens[:, :longest]
+        return tokens, self.counted(tokens)
 
     # -- what decoding needs ---------------------------------------------------------------------------------------
 
@@ -194,13 +205,12 @@ class Captioner(nn.Module):
         """
         features = []
         for number in range(batch.images.shape[1]):
-            images = batch.images[:, number]
-            here = None if batch.view_mask is None else batch.view_mask[:, number]
-            if here is None or bool(here.all()):
+            images, rows = batch.images[:, number], batch.studies_with(number)
+            if rows is None:
                 features.append(self.view_features(images))
             else:
-                real = self.view_features(images[here])
-                features.append(real.new_zeros(len(here), *real.shape[1:]).masked_scatter(here[:, None, None], real))
+                real = self.view_features(images.index_select(0, rows))
+                features.append(real.new_zeros(len(images), *real.shape[1:]).index_copy(0, rows, real))
         mask = None
         if batch.view_mask is not None:
             mask = batch.view_mask.repeat_interleave(features[0].shape[1], 1)[:, None, None, :]

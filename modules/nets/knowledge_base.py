@@ -93,9 +93,14 @@ class KnowledgeBase(nn.Module):
     def expert(self, diagnosis: torch.Tensor) -> dict:
         """For people: key, distance and group size of the entry that serves one diagnosis [K]; with our bases also the
         expert report itself ("id", "report")."""
-        row, distance = (value.item() for value in self.nearest(diagnosis[None]))
-        text = self.reports[row] if self.reports else {}
-        return {**text, "key": self.keys[row].tolist(), "distance": distance, "group": int(self.sizes[row])}
+        return self.experts(diagnosis[None])[0]
+
+    def experts(self, diagnosis: torch.Tensor) -> list[dict]:
+        """`expert` of each diagnosis of [B, K], on whatever device; the base's own device is asked once."""
+        row, distance = self.nearest(diagnosis.to(self.keys.device, non_blocking=True))
+        found = torch.cat([row[:, None], distance[:, None], self.keys[row]], 1).tolist()
+        texts = self.reports or [{}] * len(self.keys)
+        return [{**texts[n], "key": key, "distance": d, "group": int(self.sizes[n])} for n, d, *key in found]
 
     def state(self) -> dict:
         """Plain tensors and values, enough to build the base again."""

@@ -60,6 +60,8 @@ class SRMamba(nn.Module):
     start: "mamba" = steps start between 0.001 and 0.1, the same draw for both readings; "zero" = bias 0, steps of about 0.7.
     """
 
+    in_float32 = True  # see Precision.generation
+
     def __init__(self, width: int, *, scan: str = "auto", start: str = "mamba") -> None:
         super().__init__()
         channels, rank = 2 * width, -(-width // 16)

@@ -36,6 +36,8 @@ class Linear(nn.Linear):
 class Attention(nn.Module):
     """Multi-head attention with one stacked projection, parameters as in nn.MultiheadAttention."""
 
+    multiplied = ("in_proj_weight", "in_proj_bias")  # see Precision.generation
+
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         if width % heads:
@@ -220,12 +222,12 @@ def sine_positions(padding: torch.Tensor, width: int) -> torch.Tensor:
 
     Row and column numbers count real cells only and are scaled to 2 pi; temperature 10000. Source: Carion et al. 2020.
     """
-    real = (~padding).float()
+    real = (~padding).long()  # a running sum of integers is deterministic on every device
     half = width // 2
     scale = 10000 ** (2 * (torch.arange(half, device=padding.device) // 2) / half)
     codes = []
     for axis in (1, 2):
-        count = real.cumsum(axis)
+        count = real.cumsum(axis).float()
         last = count[:, -1:, :] if axis == 1 else count[:, :, -1:]
         angle = (count / (last + 1e-6) * 2 * math.pi)[..., None] / scale
         codes.append(torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), -1).flatten(-2))
