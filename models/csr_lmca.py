@@ -175,7 +175,8 @@ class CSRLMCA(R2GenCMN):
         super().__init__(width=width, **settings)
         self.branch = None if branch is None else SRBranch(self.extractor.width, width, **branch)
         self.lmca = None if lmca is None else LMCA(width, settings["heads"], **lmca)
-        self.lmca_again, self.shown = lmca_again, shown
+        self.lmca_again, self.images = lmca_again, max(shown) + 1
+        self.register_buffer("shown", torch.tensor(shown), persistent=False)
         attentions = [part for part in self.modules() if isinstance(part, Attention)]
         for attention in attentions:
             attention.dropout = attention_dropout
@@ -237,8 +238,7 @@ class CSRLMCA(R2GenCMN):
     def attention(self, memory, tokens):
         """Views of one image are added up: [B, L, images, h, w]."""
         looks = super().attention(memory, tokens)
-        number = torch.tensor(self.shown, device=looks.device)
-        return looks.new_zeros(*looks.shape[:2], max(self.shown) + 1, *looks.shape[3:]).index_add(2, number, looks)
+        return looks.new_zeros(*looks.shape[:2], self.images, *looks.shape[3:]).index_add(2, self.shown, looks)
 
     # -- from flags to the network -----------------------------------------------------------------------------------
 
