@@ -10,7 +10,7 @@ from modules.optimizers import make_optimizer, make_scheduler
 
 FLAGS = {"lr_ve": 5e-5, "lr_ed": 7e-4, "optimizer": "adam", "adam_beta1": 0.9, "adam_beta2": 0.98, "adam_eps": 1e-9,
          "amsgrad": True, "weight_decay": 0.0, "lr_schedule": "cosine", "lr_min": 1e-6, "epochs": 5, "step_size": 2,
-         "lr_gamma": 0.1}  # fmt: skip
+         "lr_gamma": 0.1, "warmup_epochs": 0}  # fmt: skip
 
 
 def made(**changes):
