@@ -16,6 +16,7 @@ from knowledge.diagnose import diagnose_studies
 from knowledge.new_study import generator, report_new_study
 from knowledge.rexrank import report_rexrank, write_submission
 from models import SYSTEMS
+from models.system import use_released
 from modules import processes
 from modules.artefact import sha256
 from modules.checkpoint import is_ours, load_checkpoint
@@ -42,9 +43,7 @@ def read_weights(args, argv):
     content = load_checkpoint(args.load)
     if is_ours(content):
         return parse(argv, "test", systems=SYSTEMS, carried=content["flags"]), content
-    for name, path in SYSTEMS[args.model].released_files.get(args.dataset_name, {}).items():
-        if name not in args.typed:
-            setattr(args, name, path.format(data_dir=args.data_dir))
+    use_released(args, content, SYSTEMS)
     return args, content
 
 
@@ -81,6 +80,8 @@ def main(argv=None) -> None:
     data = open_data(args, {args.split: inputs - brought}, problems, texts=True, **more)
     problems.stop_if_any()
     print(card_text(data.card))
+    if args.cache_dir is None:
+        print(f"the checkpoint names {args.knowledge_dir}: read, not written to; --knowledge_dir keeps decoded images there")
     if args.dry_run:
         print(json.dumps(all_flags(args), indent=1))
         return

@@ -14,9 +14,10 @@ from data.studies import card_text
 from knowledge import from_scratch
 from knowledge.diagnose import diagnose_studies, optional_parts
 from models import SYSTEMS
+from models.system import use_released
 from modules import processes
-from modules.artefact import write_atomic
-from modules.checkpoint import load_checkpoint
+from modules.artefact import read_json, write_atomic
+from modules.checkpoint import is_ours, load_checkpoint
 from modules.decoding import DecodingSettings
 from modules.errors import InputError, Problems, entry
 from modules.flags import all_flags, kept_flags, parse
@@ -38,11 +39,15 @@ def read_flags(argv):
     record = (record.parent if record.is_file() else record) / "run.json"
     if not record.is_file():
         raise InputError(f"--resume: no run in {record.parent}; the folder is chosen by --save_dir")
-    run = json.loads(record.read_text(encoding="utf-8"))
-    latest = [run, *run.get("resumed", [])][-1]["flags"]
-    resumed = parse(argv, "train", systems=SYSTEMS, carried={k: v for k, v in latest.items() if k != "resume"})
+    run = read_json(record, "the run cannot be continued without it")
+    try:
+        latest = [run, *run.get("resumed", [])][-1]["flags"]
+        carried = {name: value for name, value in latest.items() if name != "resume"}
+    except (AttributeError, LookupError, TypeError) as error:
+        raise InputError(f"--resume: {record} does not say the run's flags: it is damaged") from error
+    resumed = parse(argv, "train", systems=SYSTEMS, carried=carried)
     fixed = sorted({"optimizer", "amsgrad"} & resumed.typed)
-    if any(getattr(resumed, name) != latest[name] for name in fixed):
+    if any(getattr(resumed, name) != latest.get(name) for name in fixed):
         raise InputError(f"--{', --'.join(fixed)}: the optimiser's state is of the kind that the run began with; leave it out")
     resumed.save_dir = str(record.parent)
     return resumed
@@ -56,6 +61,9 @@ def main(argv=None) -> None:
     Precision(args.precision, device)  # refuses what the device cannot do, before anything is built
     if args.from_scratch and not args.dry_run and args.resume is None:
         args = processes.from_first(lambda: from_scratch.prepare(args))
+    start = load_checkpoint(args.load) if args.load else None
+    if start is not None and not is_ours(start):
+        use_released(args, start, SYSTEMS)
     kind, problems = SYSTEMS[args.model], Problems()
     if args.check_data:
         processes.from_first(lambda: stop_unless_ready(args, kind))
@@ -93,7 +101,7 @@ def main(argv=None) -> None:
     if diagnosed:
         diagnose_studies(args, data, diagnosed, device)
     tokenizer = kind.make_tokenizer(data.corpora["train"], args)
-    shared = {"data": data, "tokenizer": tokenizer, "kind": kind, "device": device}
+    shared = {"start": start, "data": data, "tokenizer": tokenizer, "kind": kind, "device": device}
     with Meteor() as meteor:
         reason = processes.from_first(meteor.check)
         if reason:
@@ -121,12 +129,14 @@ def train_rounds(args, folder: Path, log, **shared) -> None:
     log.write("rounds", best=str(best), value=best_value)
 
 
-def train_round(args, folder: Path, log, *, teacher, data, tokenizer, kind, device, meteor):
-    """One training into `folder`; returns its best checkpoint and the monitored value."""
+def train_round(args, folder: Path, log, *, teacher, start, data, tokenizer, kind, device, meteor):
+    """One training into `folder`, from the weights `start` (--load) or pretrained ones; returns its best checkpoint and the
+    monitored value."""
     folder.mkdir(parents=True, exist_ok=True)
     seed_everything(args.seed, args.deterministic)
     system = kind.build(args, tokenizer)
-    system.load_pretrained(args)
+    if start is None:
+        system.load_pretrained(args)
     if teacher:
         system.attach_teacher(args, tokenizer, teacher)
     trained = sum(p.numel() for group in system.parameter_groups().values() for p in group)
@@ -177,8 +187,8 @@ def train_round(args, folder: Path, log, *, teacher, data, tokenizer, kind, devi
         log=log,
         carried=carried,
     )
-    if args.load:
-        system.load_start(load_checkpoint(args.load), args.load)
+    if start is not None:
+        system.load_start(start, args.load)
     if args.resume is not None:
         path = Path(args.resume) if args.resume.endswith(".pt") else folder / "last.pt"
         if path.is_file():

@@ -8,6 +8,7 @@ decodes every image, so it takes the place of --image_check full.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -100,9 +101,7 @@ def open_cache(
     """
     folder, paths = Path(folder), list(dict.fromkeys(paths))
     wanted = {"version": VERSION, "resize": name + reading.name, "files_sha256": fingerprint(image_dir, paths)}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(folder.name + ".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second run waits for the first one's cache
+    with _locked(folder):
         if folder.is_dir():
             try:
                 cache = ImageCache(folder)
@@ -114,6 +113,22 @@ def open_cache(
             _remove(folder)
         build_cache(folder, image_dir, paths, resize, wanted, reading=reading, progress=progress)
     return ImageCache(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path):
+    """A second run waits for the first one's cache; one that may only be read needs no lock."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(folder.with_name(folder.name + ".lock"), "w")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not folder.is_dir():
+            raise
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _remove(folder: Path) -> None:

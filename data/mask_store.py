@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,7 @@ class MaskTree(MaskStore):
         path = self._path(image)
         try:
             mask = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError) as error:
+        except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError, zipfile.BadZipFile) as error:
             raise InputError(f"ADM mask {path} cannot be read: {error or type(error).__name__}") from error
         if mask.ndim != 2 or mask.dtype != bool:
             raise InputError(f"ADM mask {path}: expected a boolean image, found {mask.dtype} {mask.shape}")

@@ -102,7 +102,7 @@ def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool,
     if problems.check(Path(args.image_dir).is_dir(), f"--image_dir: no folder {args.image_dir}"):
         share = _equalized_share(args, everything[splits[0]])
         args.equalize = settle_equalize(args.equalize, trained, share)
-        if args.image_cache and not problems.texts:
+        if args.image_cache and args.cache_dir and not problems.texts:
             still = evaluation_kind(args)
             kinds = {s: args.augment if training and s == "train" else still for s in everything}
             caches = {s: _open_caches(args, s, rows, kinds[s], views) for s, rows in everything.items()}
@@ -159,7 +159,7 @@ def _open_caches(args, split: str, rows: list[Study], augment: str, views) -> di
     paths, caches, reading = _paths(args, rows), {}, reading_of(args)
     for kind in dict.fromkeys(kind for kind, _ in views) if views else ("complete",):
         name, resize, folder = kept(kind, sizes, args.image_dir, _masked_dir(args))
-        place = Path(args.knowledge_dir) / "images" / f"{name}{reading.name}_{args.max_views}" / split
+        place = Path(args.cache_dir) / "images" / f"{name}{reading.name}_{args.max_views}" / split
         caches[kind] = processes.first_then_others(
             partial(open_cache, place, folder, paths, resize, name=name, reading=reading)
         )
@@ -176,12 +176,13 @@ def _check_images(args, everything: dict[str, list[Study]]) -> dict[str, str]:
     known = {}
     for split, rows in everything.items():
         paths = _paths(args, rows)
-        record = Path(args.knowledge_dir) / "images" / f"checked_{args.image_check}_{split}.json"
+        record = args.cache_dir and Path(args.cache_dir) / "images" / f"checked_{args.image_check}_{split}.json"
         facts = {"files_sha256": fingerprint(args.image_dir, paths)}
-        found = _checked_before(record, facts)
+        found = _checked_before(record, facts) if record else None
         if found is None:
             found = check_images(paths, args.image_dir, depth=args.image_check)
-            write_json(record, {**facts, "broken": found, "checksum": checksum(json.dumps([facts, found]))})
+            if record:
+                write_json(record, {**facts, "broken": found, "checksum": checksum(json.dumps([facts, found]))})
         known |= found
     return known
 
@@ -198,8 +199,10 @@ def _checked_before(record: Path, facts: dict) -> dict[str, str] | None:
 
 def _corpus(args, split: str, reports: list[str]) -> Corpus:
     """The cleaned words of a split's reports, kept in --knowledge_dir."""
+    if not args.cache_dir:
+        return Corpus.of(reports, args.cleaning)
     digest = hashlib.sha256("\0".join([args.cleaning, *reports]).encode()).hexdigest()[:16]
-    path = Path(args.knowledge_dir) / "words" / f"{split}_{digest}.npz"
+    path = Path(args.cache_dir) / "words" / f"{split}_{digest}.npz"
     return processes.first_then_others(lambda: corpus_of(reports, args.cleaning, path))
 
 

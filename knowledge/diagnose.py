@@ -57,19 +57,20 @@ def probabilities(
 def diagnosis_table(
     bot: DiagnosisBot, studies, image_dir, *, folder, device, num_workers=0, progress=True, reading: Reading = PLAIN
 ):
-    """{study id: K bits}, from the cache in `folder` where it has the study, the rest diagnosed and added.
+    """{study id: K bits}, from the cache in `folder` where it has the study, the rest diagnosed and added; None: no cache.
 
     The cache belongs to the bot's weights; a row counts only for the same image file, of the same size and date, and
     where its checksum agrees.
     """
-    path = Path(folder) / f"diagnosis_{bot.fingerprint()}{reading.name}.csv"
-    known = _read_cache(path, bot.labels)
+    path = folder and Path(folder) / f"diagnosis_{bot.fingerprint()}{reading.name}.csv"
+    known = _read_cache(path, bot.labels) if path else {}
     marks = {study.id: _mark(study, image_dir) for study in studies}
     missing = [study for study in studies if known.get(study.id, (None,))[0] != marks[study.id]]
     if missing:
         settings = {"device": device, "num_workers": num_workers, "progress": progress, "reading": reading}
         made = probabilities(bot, missing, image_dir, **settings)
         known |= {name: (marks[name], row) for name, row in made.items()}
+    if missing and path:
         write_atomic(path, lambda temporary: _write_cache(temporary, known, bot.labels))
     thresholds = bot.thresholds.tolist()
     return {s.id: [int(p > t) for p, t in zip(known[s.id][1], thresholds)] for s in studies}
@@ -124,7 +125,7 @@ def diagnose_studies(args, data, splits, device, parts: dict | None = None) -> N
         return
     bot = open_bot(args, parts)
     settings = {
-        "folder": args.knowledge_dir,
+        "folder": args.cache_dir,
         "device": device,
         "num_workers": args.num_workers,
         "reading": reading_of(args),

@@ -131,7 +131,7 @@ def _masks(args, parts, originals, result, device) -> list:
 def _masked(args, originals, masks) -> list[torch.Tensor]:
     """EKAGen's masked view of each image."""
     rule = {"theta": args.theta, "gamma": args.gamma, "beta": args.beta}
-    squares = [square(image, args.image_size) for image in originals]
+    squares = [square(image, args.image_size, args.resize_filter) for image in originals]
     return [to_tensor(s if mask is None else apply_mask(s, mask, **rule)) for s, mask in zip(squares, masks)]
 
 

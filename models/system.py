@@ -5,13 +5,14 @@ B studies, V views, L tokens, K beams in `step`, W ids of the vocabulary. A plai
 """
 
 import argparse
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from modules.checkpoint import is_ours, load_released, load_weights
-from modules.errors import Problems
+from modules.errors import InputError, Problems
 from modules.flags import Flag
 from modules.nets.pretrained import load_backbone, weights_problem
 from modules.nets.transformer import watched
@@ -83,7 +84,7 @@ class System(nn.Module):
 
         carried: the weights are a checkpoint of ours, which brings its `parts`.
         """
-        if training:
+        if training and not args.load:  # else these weights come from there
             text = weights_problem(args.visual_extractor, args.extractor_weights, args.weights_dir, args.offline)
             problems.check(text is None, text or "")
 
@@ -197,3 +198,24 @@ class System(nn.Module):
         The batch is on the CPU, the system and the memory may be elsewhere.
         """
         return {}
+
+
+def use_released(args: argparse.Namespace, content: dict, systems: Mapping[str, type[System]]) -> None:
+    """Point the flags at what the authors released beside `content`, their weights, and check that they are --model's.
+
+    InputError names the systems that the file does belong to.
+    """
+    fitting = [name for name, system in systems.items() if _is_released(content, system)]
+    if fitting and args.model not in fitting:
+        raise InputError(f"{args.load} is a file of --model {' or '.join(fitting)}, not of {args.model}: say so")
+    for name, path in systems[args.model].released_files.get(args.dataset_name, {}).items():
+        if name not in args.typed:
+            setattr(args, name, path.format(data_dir=args.data_dir))
+
+
+def _is_released(content: dict, system: type[System]) -> bool:
+    state = content.get(system.released_key, content)
+    try:
+        return isinstance(state, dict) and bool(system.released_state(state))
+    except (InputError, AttributeError, TypeError):  # keys that are no text, values that are no tensors
+        return False

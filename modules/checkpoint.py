@@ -92,9 +92,26 @@ def load_checkpoint(path: str | Path) -> dict:
     content = load_pickle(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
-    if is_ours(content) and content["format"] > FORMAT:
-        raise InputError(f"{path} was written by a newer version (format {content['format']}, this one reads {FORMAT})")
+    if is_ours(content):
+        _check_fields(content, path)
     return content
+
+
+FIELDS = {"format": int, "flags": dict, "tokenizer": dict, "model": dict, "parts": dict}
+
+
+def _check_fields(content: dict, path) -> None:
+    """InputError unless what every reader relies on is there and of its kind."""
+    wrong = [name for name, kind in FIELDS.items() if not isinstance(content.get(name), kind)]
+    if "model" not in wrong and not all(isinstance(value, torch.Tensor) for value in content["model"].values()):
+        wrong.append("model")
+    for name in ("model", "dataset_name"):
+        if "flags" not in wrong and not isinstance(content["flags"].get(name), str):
+            wrong.append(f"flags ({name})")
+    if wrong:
+        raise InputError(f"{path} is a damaged checkpoint: {', '.join(wrong)} missing or of another kind")
+    if content["format"] > FORMAT:
+        raise InputError(f"{path} was written by a newer version (format {content['format']}, this one reads {FORMAT})")
 
 
 def is_ours(content: dict) -> bool:

@@ -9,7 +9,7 @@ import argparse
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modules.errors import InputError
@@ -28,6 +28,13 @@ def natural(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
+    return value
+
+
+def seed_number(text: str) -> int:
+    value = natural(text)
+    if value >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text} must be below 2^32")
     return value
 
 
@@ -82,7 +89,7 @@ FLAGS = (
     Flag("run", "model", str, None, "system to train or test [the first of the table in models/__init__.py]", keep="shape"),
     Flag("run", "dataset_name", str, "iu_xray", "data set, chooses paths and defaults; custom: any set in R2Gen's annotation format", keep="default", choices=("iu_xray", "mimic_cxr", "miniature", "custom")),
     Flag("run", "save_dir", str, None, "results folder of this run [results/<model>_<dataset_name>]"),
-    Flag("run", "seed", natural, 42, "seed of weights, order, augmentation and dropout"),
+    Flag("run", "seed", seed_number, 42, "seed of weights, order, augmentation and dropout"),
     Flag("run", "device", str, "auto", "auto takes CUDA when there is one", choices=("auto", "cpu", "cuda")),
     Flag("run", "precision", str, "float32", "arithmetic of the forward pass; weights stay float32", choices=("float32", "tf32", "bf16", "fp16")),
     Flag("run", "deterministic", bool, False, "ask PyTorch for deterministic kernels (slower on CUDA; the CPU is deterministic without it)"),
@@ -255,7 +262,8 @@ def parse(argv: list[str] | None, command: str, *, systems: Mapping, carried: di
     systems: the table from --model to class. carried: flags stored in a checkpoint; they replace the presets as defaults,
     and a typed flag that would change the shape of the weights raises InputError. Returns a namespace with every flag of
     every run and of the chosen system (also those of the other command, at their defaults), plus `typed`, the names that
-    stood on the command line, and `known`, the rows of these flags.
+    stood on the command line, `known`, the rows of these flags, and `cache_dir`, where caches are kept: --knowledge_dir, or
+    None where it comes from the checkpoint under test, because what a file names is not written to.
     """
     owners: dict[Flag, list[str]] = {}
     for name, system in systems.items():
@@ -269,7 +277,7 @@ def parse(argv: list[str] | None, command: str, *, systems: Mapping, carried: di
         raise InputError(f"--model {model}: unknown, choose from {', '.join(sorted(systems))}{hint}")
     known = (*FLAGS, *systems[model].flags)
     values = {flag.name: flag.default for flag in known} | {"model": model}
-    dataset = typed.get("dataset_name", (carried or values)["dataset_name"])
+    dataset = typed.get("dataset_name") or (carried or values).get("dataset_name", values["dataset_name"])
     foreign = [f"--{flag.name} (read by {', '.join(names)})" for flag, names in owners.items()
                if flag.name in typed and flag.name not in values]  # fmt: skip
     if foreign:
@@ -280,11 +288,14 @@ def parse(argv: list[str] | None, command: str, *, systems: Mapping, carried: di
         raise InputError(f"preset ({model}, {dataset}) sets unknown flags: {', '.join(unknown)}")
     values.update(preset)
     if carried:
-        values.update(_carried(known, values, carried, typed, moved=dataset != carried["dataset_name"]))
+        values.update(_carried(known, values, carried, typed, moved=dataset != carried.get("dataset_name")))
     values.update(typed)
     _fill_paths(known, values)
     systems[model].settle(values, set(typed), carried=bool(carried))
-    return argparse.Namespace(**values, typed=frozenset(typed), known=known)
+    folder = values["knowledge_dir"]
+    named_by_file = carried and command == "test" and "knowledge_dir" not in typed and folder != f"knowledge/{dataset}"
+    cache_dir = None if named_by_file else folder
+    return argparse.Namespace(**values, typed=frozenset(typed), known=known, cache_dir=cache_dir)
 
 
 def _carried(known: tuple[Flag, ...], values: dict, carried: dict, typed: dict, *, moved: bool) -> dict:
@@ -297,9 +308,27 @@ def _carried(known: tuple[Flag, ...], values: dict, carried: dict, typed: dict, 
     ]
     if changed:
         raise InputError("these flags are fixed by the weights, leave them out:\n  - " + "\n  - ".join(changed))
+    wrong = [f"{flag.name}: {str(carried[flag.name])[:40]}" for flag in known
+             if flag.name in carried and not _fits(flag, carried[flag.name])]  # fmt: skip
+    if wrong:
+        raise InputError("the checkpoint (or run.json) is damaged: it holds flags of another kind: " + ", ".join(wrong))
     paths = {flag.name for flag in known if flag.keep == "path"}
     moved = moved or "data_dir" in typed
     return {name: value for name, value in carried.items() if name in values and not (moved and name in paths)}
+
+
+def _fits(flag: Flag, value) -> bool:
+    """Whether a stored value is one that the flag can have."""
+    if value is None or value == flag.default:
+        return True
+    if flag.nargs in ("+", "*"):
+        return isinstance(value, (list, tuple)) and all(_fits(replace(flag, nargs=""), part) for part in value)
+    if flag.kind in (bool, str):
+        return isinstance(value, flag.kind) and (not flag.choices or value in flag.choices)
+    try:
+        return not isinstance(value, (bool, str)) and flag.kind(str(value)) == value
+    except (ValueError, TypeError, argparse.ArgumentTypeError):
+        return False
 
 
 def _fill_paths(known: tuple[Flag, ...], values: dict) -> None:

@@ -14,6 +14,8 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from modules.errors import InputError
+
 # the first process may build artefacts for hours while the others wait; a process that died is noticed at once anyway
 PATIENCE = timedelta(days=7)
 
@@ -28,7 +30,13 @@ def start(device: torch.device) -> torch.device:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    except RuntimeError as error:
+        raise InputError(
+            f"the processes of torchrun cannot meet ({str(error).splitlines()[0]}); where the port is another run's, choose one: "
+            "torchrun --master_port 29501, or --standalone"
+        ) from error
     signal.signal(signal.SIGTERM, lambda *_: ended() if os.getpid() == own else os._exit(143))
     if rank() > 0:
         os.environ["TQDM_DISABLE"] = "1"

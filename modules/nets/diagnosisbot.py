@@ -101,8 +101,14 @@ class DiagnosisBot(nn.Module):
 
     @classmethod
     def from_state(cls, state: dict) -> "DiagnosisBot":
-        bot = cls(state["backbone"], tuple(state["labels"]), state["thresholds"], state["side"])
-        bot.classifier.net.load_state_dict(state["state_dict"], strict=True)
+        """The classifier of what `state` returned. InputError when that is damaged."""
+        try:
+            bot = cls(state["backbone"], tuple(state["labels"]), state["thresholds"], state["side"])
+            bot.classifier.net.load_state_dict(state["state_dict"], strict=True)
+        except InputError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"the classifier is damaged ({str(error)[:200]}); train it again") from error
         return bot.eval()
 
 

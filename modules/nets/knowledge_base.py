@@ -6,6 +6,7 @@ bytes instead of 131 kB and a person can read it. A base of the authors keeps th
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -121,8 +122,18 @@ class KnowledgeBase(nn.Module):
 
     @classmethod
     def from_state(cls, state: dict) -> "KnowledgeBase":
+        """The base of what `state` returned. InputError when that is damaged."""
         state = {name: value for name, value in state.items() if name not in ("format", "what")}
-        return cls(state.pop("keys"), **state)
+        try:
+            base = cls(state.pop("keys"), **state)
+            sound = base.keys.dim() == 2 and len(base.keys) == len(base.sizes) > 0 and len(base.shape) == 3
+            sound = sound and base.kind in ("vector", "disease")
+            sound = sound and isinstance(base.facts, dict) and (base.reports is None or len(base.reports) == len(base.keys))
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"the knowledge base is damaged ({error}); build it again") from error
+        if not sound:
+            raise InputError("the knowledge base is damaged: its parts do not fit together; build it again")
+        return base
 
 
 def load_knowledge(
@@ -162,9 +173,14 @@ def _released_base(content, path: Path) -> KnowledgeBase:
         raise InputError(hint)
     keys, entries = [], []
     for key, entry in content.items():
-        if not isinstance(key, tuple) or not all(int(bit) in (0, 1) for bit in key):
+        if not isinstance(key, tuple) or not all(bit in (0, 1) for bit in key):
             raise InputError(f"{hint}; found the key {str(key)[:80]}")
-        entry = torch.as_tensor(entry).detach().float()
+        if not isinstance(entry, (torch.Tensor, np.ndarray, list)):
+            raise InputError(f"{hint}; found a {type(entry).__name__} under {str(key)[:80]}")
+        try:
+            entry = torch.as_tensor(entry).detach().float()
+        except (TypeError, ValueError) as error:  # text, ragged lists
+            raise InputError(f"{hint}; {error}") from error
         keys.append([int(bit) for bit in key])
         entries.append(entry.reshape(entry.shape[-2:]) if entry.dim() > 2 and entry.shape[:-2].numel() == 1 else entry)
     if len({len(key) for key in keys}) > 1 or len({entry.shape for entry in entries}) > 1 or entries[0].dim() != 2:

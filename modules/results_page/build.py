@@ -232,10 +232,14 @@ def read_log(path: Path) -> Iterable[dict]:
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            yield parse(line)
+            row = parse(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise InputError(f"{path}, line {number} is not JSON: {error}") from error
+            return
+        if not isinstance(row, dict) or "event" not in row:
+            raise InputError(f"{path}, line {number} is no row of a log: it names no event")
+        yield row
 
 
 def note(entry: dict, row: Mapping) -> None:

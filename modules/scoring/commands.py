@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from modules.artefact import ROOT, sha256, write_atomic, write_json
+from modules.artefact import ROOT, read_json, sha256, write_atomic, write_json
 from modules.errors import InputError
 from modules.precision import choose_device
 from modules.results_page.build import write_page
@@ -89,6 +89,7 @@ def score_file(args) -> None:
     again = ours and folder.resolve() == path.parent.resolve()
     if not again and (folder / "run.json").is_file():
         raise InputError(f"--save_dir: {folder} holds a run of its own; choose another folder for the scores of {path}")
+    first = read_facts(path, args.split) if again else {}  # a damaged one is told before the scoring
     scores = score_all(rows, resamples=args.bootstrap, resample_by=args.resample_by, **settings)
     if split is None:
         scores.metrics["notes"]["ids"] = "not checked against a split: give --reference annotation.json"
@@ -97,7 +98,6 @@ def score_file(args) -> None:
     facts |= {"data_set": args.dataset_name if split is not None else None}
     facts["scoring"] = describe_run(args, choose_device(args.device))
     if again:  # a run of ours that is scored again stays the run that it was
-        first = read_facts(path, args.split)
         facts = {**first, "scored_again": facts} if first else facts
     else:
         write_predictions(folder / f"predictions_{args.split}.csv", rows)
@@ -119,7 +119,10 @@ def read_facts(predictions: str | Path, split: str) -> dict:
     record = Path(predictions).with_name(f"metrics_{split}.json")
     if not record.is_file():
         return {}
-    return {k: v for k, v in json.loads(record.read_text(encoding="utf-8")).items() if k != "metrics"}
+    facts = read_json(record, "remove it and score again")
+    if not isinstance(facts, dict):
+        raise InputError(f"{record} does not describe a run; remove it and score again")
+    return {k: v for k, v in facts.items() if k != "metrics"}
 
 
 def compare_files(args) -> None:

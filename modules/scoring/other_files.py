@@ -145,7 +145,7 @@ def _in_order(path: Path, table: list[list[str]], header: list[str], split: Spli
 def _read_json(path: Path) -> list[tuple[str, str]]:
     """(id, text) from one of the JSON forms; an id that stands twice is kept twice."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: is not a JSON file: {error}") from error
     if isinstance(content, _Pairs):

@@ -1,13 +1,12 @@
 """The predictions file, the only input of scoring, and the references that stand in it."""
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from modules.artefact import write_atomic
+from modules.artefact import read_json, write_atomic
 from modules.errors import InputError, Problems
 from modules.text.cleaning import RULES, SPLITS, UNKNOWN, clean_report, count_words
 
@@ -176,12 +175,7 @@ def read_reports(path: str | Path, flag: str) -> list[Report]:
     Raises InputError, under the name of the flag that gave the path, where it is not one, or an id repeats.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{flag}: cannot read {path} ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{flag}: {path} is not a JSON file ({error})") from error
+    content = read_json(path, f"give an annotation with {flag}")
     if not isinstance(content, dict) or not any(split in content for split in SPLITS):
         raise InputError(f'{flag}: {path} is no annotation: {{"train": [...], "val": [...], "test": [...]}}')
     rows, problems, seen = [], Problems(), set()

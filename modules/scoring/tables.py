@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from modules.artefact import read_json
 from modules.errors import InputError
 from modules.scoring.metrics import METRICS
 from modules.scoring.score_table import TITLES, markdown
@@ -37,12 +38,7 @@ def read_run(path: str | Path, split: str) -> Run:
     """A run from its folder or its metrics file. InputError where there is none, or one too old to be compared."""
     path = Path(path)
     file = path / f"metrics_{split}.json" if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--table: cannot read {file} ({error.strerror}); main_test.py writes it") from error
-    except ValueError as error:
-        raise InputError(f"--table: {file} is not a JSON file ({error})") from error
+    content = read_json(file, "--table: main_test.py writes it")
     metrics = content.get("metrics", {})
     if "references_sha256" not in metrics:
         raise InputError(f"--table: {file} does not say what was scored: score its predictions again with --score")
@@ -50,7 +46,7 @@ def read_run(path: str | Path, split: str) -> Run:
         raise InputError(f"--table: {file} is of split {content['split']}, not {split}: one table, one split")
     tested = content.get("run", {}).get("flags", {})
     record = file.with_name("run.json")
-    trained = json.loads(record.read_text(encoding="utf-8"))["flags"] if record.is_file() else {}
+    trained = read_json(record).get("flags", {}) if record.is_file() else {}
     flags = {
         f"{side} {name}": value for side, part in (("train", trained), ("test", tested)) for name, value in part.items()
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modules.artefact import read_json
 from modules.errors import InputError
 from modules.text.cleaning import clean_report
 from modules.text.corpus import Corpus
@@ -44,11 +45,12 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path, *, cleaning: str, **marks) -> "Tokenizer":
         """A JSON word list, or a JSON object from word to id as EKAGen's authors release it."""
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise InputError(f"--vocab_path {path} cannot be read: {error}") from error
-        words = sorted(content, key=content.get) if isinstance(content, dict) else list(content)
+        content = read_json(path, "--vocab_path wants a word list")
+        numbers = content.values() if isinstance(content, dict) else ()
+        known = isinstance(content, (dict, list)) and all(isinstance(word, str) for word in content)
+        if not known or any(type(number) is not int for number in numbers):
+            raise InputError(f"--vocab_path {path}: expected a list of words, or an object from word to id")
+        words = sorted(content, key=content.get) if isinstance(content, dict) else content
         tokenizer = cls(words, cleaning=cleaning, **marks)
         if isinstance(content, dict) and content != tokenizer.ids:
             raise InputError(f"--vocab_path {path}: ids must run from {tokenizer.first} without a gap")
