@@ -27,6 +27,7 @@ from modules.scoring.resampling import (
     resample_weights,
 )
 from modules.scoring.score_all import score_all, write_scores
+from modules.scoring.score_table import format_table
 from modules.scoring.tables import read_run, render, table_rows
 from modules.text.earlier import earlier_share, sentences, speaks_of_earlier
 from modules.text.labels import CHEXPERT_14
@@ -254,7 +255,7 @@ def test_everything_is_scored(no_java):
     assert set(result["words"]["prediction"]) == {"mean", "deviation", "p5", "median", "p95", "most"}
     assert 0 < result["earlier"]["reference"]["sentences"] < 1
     assert len(result["ids_sha256"]) == 16 and set(result["references_sha256"]) == {"r2gen"}
-    text = metrics_module.format_table(result)
+    text = format_table(result)
     for word in ("95% interval", "rules-2 u0", "14 macro", "not earlier", "Sentences about earlier studies"):
         assert word in text
 
