@@ -5,6 +5,7 @@ B studies, V views, P patches of all views, L token positions, D width, K beams 
 of operations: the paper and the behaviour of the released code (aehrc/cvt2distilgpt2, transformers 4.35.2).
 """
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -173,18 +174,20 @@ class CvT2DistilGPT2(System):
 
     # -- what the Trainer needs --------------------------------------------------------------------------------------
 
+    def prepare(self, batch):
+        """The tokens are cut to the batch's longest report; what is cut off does not count."""
+        if batch.tokens is None:
+            return batch
+        longest = int((batch.tokens != self.padding).sum(1).max())
+        return dataclasses.replace(batch, tokens=batch.tokens[:, :longest])
+
     def losses(self, batch) -> dict[str, torch.Tensor]:
         """ "ce": mean over the tokens of all reports and their EOS."""
-        tokens = self.report(batch.tokens)
-        logits = at_least_float32(self.logits(self.encode(batch), tokens[:, :-1]))
-        return {"ce": F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=self.padding)}
+        logits = at_least_float32(self.logits(self.encode(batch), batch.tokens[:, :-1]))
+        return {"ce": F.cross_entropy(logits.flatten(0, 1), batch.tokens[:, 1:].flatten(), ignore_index=self.padding)}
 
     def loss_counts(self, batch) -> dict[str, float]:
         return {"ce": float((batch.tokens[:, 1:] != self.padding).sum())}
-
-    def report(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Padded ids [B, any] -> ids of the batch's longest report [B, L + 1]; what is cut off does not count."""
-        return tokens[:, : int((tokens != self.padding).sum(1).max())]
 
     # -- what decoding needs -----------------------------------------------------------------------------------------
 
@@ -194,18 +197,17 @@ class CvT2DistilGPT2(System):
         Per layer i "keys.i", "values.i" [B, heads, P, D / heads]; "outside" bool [B, V, h, w], the patches' grid (True = no
         image there); "mask" bool [B, 1, 1, P] (True = a real patch) where a view is absent.
         """
-        images, here = batch.images, batch.view_mask
-        features = self.extractor(images.flatten(0, 1) if here is None else images[here])
+        images, rows = batch.images.flatten(0, 1), batch.real_views()
+        features = self.extractor(images if rows is None else images.index_select(0, rows))
         height, width = features.shape[-2:]
         patches = self.project(features.flatten(2).mT)
-        outside = images.new_zeros(*images.shape[:2], height, width, dtype=torch.bool)
+        outside = images.new_zeros(*batch.images.shape[:2], height, width, dtype=torch.bool)
         memory = {}
-        if here is not None:
-            blank = patches.new_zeros(*here.shape, *patches.shape[1:])
-            patches = blank.masked_scatter(here[:, :, None, None], patches).flatten(0, 1)
-            outside = outside | ~here[:, :, None, None]
+        if rows is not None:  # an absent view is nothing that attention or batch norm could meet
+            patches = patches.new_zeros(len(images), *patches.shape[1:]).index_copy(0, rows, patches)
+            outside = outside | ~batch.view_mask[:, :, None, None]
             memory["mask"] = ~outside.flatten(1)[:, None, None, :]
-        patches = patches.unflatten(0, images.shape[:2]).flatten(1, 2)
+        patches = patches.unflatten(0, batch.images.shape[:2]).flatten(1, 2)
         return memory | {"outside": outside} | self.gpt2.memory(patches)
 
     def logits(self, memory: dict, tokens: torch.Tensor) -> torch.Tensor:
