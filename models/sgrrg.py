@@ -116,6 +116,7 @@ class SGRRG(FamilySystem):
             self.attribute_heads = AttributeHeads(seen, sizes)
             self.graph_encoder = GraphEncoder(seen, sizes, width, layers=layers, activation=F.gelu, **shape)
             self.register_buffer("head_sizes", torch.tensor(sizes), persistent=False)
+            self.counted_sizes = torch.tensor(sizes)  # no buffer: counts are asked for on the CPU, before a batch moves
             self.loss_weights |= {"region": region, "attribute": attribute, "contrast": contrast}
         for name, part in self.named_children():
             if name != "extractor":
@@ -211,10 +212,9 @@ class SGRRG(FamilySystem):
         counts = super().loss_counts(batch)
         if self.layout is None:
             return counts
-        known = (batch.box_regions >= 0) & (batch.box_regions < len(self.head_sizes))
-        each = self.head_sizes[batch.box_regions * known]
+        known = (batch.box_regions >= 0) & (batch.box_regions < len(self.counted_sizes))
+        each = self.counted_sizes[batch.box_regions * known]
         return counts | {"attribute": float((each * (batch.box_chosen & known)).sum())}
-
 
     # -- columns of the predictions file -----------------------------------------------------------------------------
 
