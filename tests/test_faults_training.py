@@ -50,7 +50,7 @@ class Silent:
 
 def trainer(folder, *more, validate=None, epochs=6):
     args = parse(["--dataset_name", "miniature", "--epochs", str(epochs), *more], "train", systems=SYSTEMS)
-    carried = {"flags": {}, "tokenizer": {}, "parts": {}}
+    carried = {"flags": {"model": "line", "dataset_name": "miniature"}, "tokenizer": {}, "parts": {}}
     made = Trainer(Line(), [], validate, args=args, device=torch.device("cpu"), folder=folder, log=Silent(), carried=carried)
     made.trained = 0
 
@@ -177,13 +177,15 @@ def test_sigterm_finishes_the_checkpoint_that_is_being_written(tmp_path):
         "import sys, time, torch; from pathlib import Path; from modules import checkpoint, processes\n"
         "processes.start(torch.device('cpu')); save = checkpoint.save_checkpoint\n"
         "checkpoint.save_checkpoint = lambda *words: (print('writing', flush=True), time.sleep(2), save(*words))\n"
+        "flags = {'model': 'line', 'dataset_name': 'miniature'}\n"
+        "content = {'flags': flags, 'tokenizer': {}, 'model': {}, 'parts': {}}\n"
         "with checkpoint.CheckpointWriter() as writer:\n"
-        "    writer.write({Path(sys.argv[1]): {'flags': {}, 'tokenizer': {}, 'model': {}}}); time.sleep(60)\n"
+        "    writer.write({Path(sys.argv[1]): content}); print('going on', flush=True); time.sleep(60)\n"
     )
     for asked in (signal.SIGTERM, signal.SIGHUP):
         path = tmp_path / f"{asked.name}.pt"
         process = subprocess.Popen([sys.executable, "-c", script, path], cwd=ROOT, stdout=subprocess.PIPE)
-        assert process.stdout.readline() == b"writing\n"
+        assert {process.stdout.readline() for _ in range(2)} == {b"writing\n", b"going on\n"}
         process.send_signal(asked)
         assert process.wait(30) == 128 + asked and load_checkpoint(path)["model"] == {}
 
