@@ -174,13 +174,13 @@ def test_a_run_goes_on_with_the_files_it_began_with(mini, tmp_path):
 
 def test_sigterm_finishes_the_checkpoint_that_is_being_written(tmp_path):
     script = (
-        "import sys, time, torch; from pathlib import Path; from modules import checkpoint, processes\n"
+        "import os, sys, time, torch; from pathlib import Path; from modules import checkpoint, processes\n"
         "processes.start(torch.device('cpu')); save = checkpoint.save_checkpoint\n"
-        "checkpoint.save_checkpoint = lambda *words: (print('writing', flush=True), time.sleep(2), save(*words))\n"
+        "checkpoint.save_checkpoint = lambda *words: (os.write(1, b'writing\\n'), time.sleep(2), save(*words))\n"
         "flags = {'model': 'line', 'dataset_name': 'miniature'}\n"
         "content = {'flags': flags, 'tokenizer': {}, 'model': {}, 'parts': {}}\n"
         "with checkpoint.CheckpointWriter() as writer:\n"
-        "    writer.write({Path(sys.argv[1]): content}); print('going on', flush=True); time.sleep(60)\n"
+        "    writer.write({Path(sys.argv[1]): content}); os.write(1, b'going on\\n'); time.sleep(60)\n"
     )
     for asked in (signal.SIGTERM, signal.SIGHUP):
         path = tmp_path / f"{asked.name}.pt"
