@@ -56,8 +56,8 @@ def label_annotation(ann_path: str, out: str, uncertain: str, phrases: str | Non
     print(f"{out}: {len(rows)} reports, uncertain counted {uncertain}; manifest {manifest_path(out)}")
     if phrases:
         said = {
-            name: {label: list(mention) for label, mention in found.items() if mention.state != "absent"}
-            for (_, name, _), found in zip(rows, mentions)
+            row.id: {label: list(mention) for label, mention in found.items() if mention.state != "absent"}
+            for row, found in zip(rows, mentions)
         }
         text = json.dumps(said, indent=0, ensure_ascii=False) + "\n"
         write_atomic(phrases, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -152,8 +152,9 @@ class SGRRG(FamilySystem):
         if not len(study):
             return memory
         of, side = batch.box_regions[study, box], batch.images.shape[-1]
-        cells = round(features.shape[1] ** 0.5)  # images are square
-        boxes = self.box_features(features.mT.unflatten(-1, (cells, cells)), study, batch.boxes[study, box], side)
+        first = features[:, : features.shape[1] // batch.images.shape[1]]  # boxes are those of a study's first image
+        cells = round(first.shape[1] ** 0.5)  # images are square
+        boxes = self.box_features(first.mT.unflatten(-1, (cells, cells)), study, batch.boxes[study, box], side)
         logits = at_least_float32(self.attribute_heads(boxes, of))
         if self.reads_report:
             attributes = batch.attributes[study, box, : logits.shape[1]]

@@ -330,7 +330,7 @@ def test_command_shows_one_text(capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--ann_path", "nowhere.json", "--out", "x.csv"], "cannot read nowhere.json"),
+        (["--ann_path", "nowhere.json", "--out", "x.csv"], "nowhere.json cannot be read"),
         (["--ann_path", "nowhere.json"], "--ann_path needs --out"),
         (["--agreement", "x.csv"], "--agreement needs --texts"),
         (["--agreement", "none.csv", "--texts", "none.csv"], "no label table"),
