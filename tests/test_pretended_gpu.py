@@ -216,4 +216,5 @@ def test_decoding(untrained, way, monkeypatch):
     waits, words = sum(gpu.waits.values()), max(map(len, wanted))
     print(f"{case.name}, {way}: {waits} waits for {words} words {dict(gpu.waits)}")
     assert waits <= math.ceil(words / 8) + 1, dict(gpu.waits)
-    assert len({tuple(words) for words in wanted}) > 1, "the case is too easy: all reports are alike"
+    # untrained, a system may say one thing greedily; the other ways then show that studies are told apart
+    assert way in ("greedy", "trigrams") or len({tuple(words) for words in wanted}) > 1, "too easy: all reports are alike"

@@ -126,7 +126,7 @@ class Line(System):
 def test_accumulated_loss_is_that_of_the_step(tmp_path, more):
     """Parts with different numbers of words weigh by their words, a fill-in nothing."""
     args = parse(["--dataset_name", "miniature", "--clip_norm", "0", *more], "train", systems=SYSTEMS)
-    made = Trainer(Line(), None, None, args=args, device=torch.device("cpu"), folder=tmp_path, log=None, carried={})
+    made = Trainer(Line(), [], None, args=args, device=torch.device("cpu"), folder=tmp_path, log=None, carried={})
     parts = [Batch(["a"], tokens=torch.tensor([[3, 0, 0]])), Batch(["b"], tokens=torch.tensor([[1, 2, 6]]))]
     values = made.update([*parts, Batch(["a"], tokens=torch.tensor([[9, 9, 9]]), fill=True)])
     assert values["words"] == pytest.approx(12 / 4) and values["loss"] == pytest.approx(6)
