@@ -13,6 +13,7 @@ from browser import CHROMIUM, Browser
 from PIL import Image
 
 from data.batches import Batch
+from data.images import Augmentation
 from data.mask_store import MaskRule, MaskStore
 from data.studies import Study
 from modules.decoding import DecodingSettings, decode
@@ -97,6 +98,7 @@ def make_results(folder, pairs, *, attention=None, images=lambda number: (f"{num
         max_views=1,
         needs={"masked_images"},
         mask_rule=MaskRule(Halves(), theta=0.4, gamma=0.4),
+        augment=Augmentation("none", 224, "bicubic"),
     )
     write_evidence(folder / "evidence_test.jsonl", dataset, attention or {}, open_made)
     return folder
@@ -154,10 +156,10 @@ def tiny_ekagen():
 
 
 def tiny_captioner():
-    from modules.nets.captioner import Captioner
+    from models.family import FamilySystem
 
     sizes = {"vocab_size": 20, "width": 16, "heads": 2, "inner": 16, "layers": 2, "max_tokens": 12}
-    return Captioner(VisualExtractor("resnet18", freeze="none", dilate=False), **sizes)
+    return FamilySystem(VisualExtractor("resnet18", freeze="none", dilate=False), **sizes)
 
 
 @pytest.mark.parametrize("build", [tiny_ekagen, tiny_captioner])

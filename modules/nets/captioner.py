@@ -63,6 +63,7 @@ class Captioner(nn.Module):
     """
 
     padding = bos = eos = 0
+    padding_ends = True
     conditional = False  # whether the decoder's norms are given the condition
 
     def __init__(

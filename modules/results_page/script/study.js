@@ -310,7 +310,7 @@ function drawMask(canvas, image) {
   if (!image.mask || !overlay.mask) return;
   const packed = bytes(image.mask),
     pen = canvas.getContext("2d"),
-    image = pen.createImageData(side, side);
+    shade = pen.createImageData(side, side);
   const bit = (at) => (packed[at >> 3] >> (7 - (at & 7))) & 1;
   const inside = (x, y) => x < 0 || y < 0 || x >= side || y >= side || bit(y * side + x); // no line along the image's own border
   const dark = image.mask_used ? 255 * (1 - (FLAGS.gamma ?? 0.4)) * overlay.strength : 0;
@@ -319,9 +319,9 @@ function drawMask(canvas, image) {
       const at = 4 * (y * side + x),
         here = inside(x, y);
       const edge = here && !(inside(x - 1, y) && inside(x + 1, y) && inside(x, y - 1) && inside(x, y + 1));
-      image.data.set(edge ? [90, 200, 235, 255 * overlay.strength] : [0, 0, 0, here ? 0 : dark], at);
+      shade.data.set(edge ? [90, 200, 235, 255 * overlay.strength] : [0, 0, 0, here ? 0 : dark], at);
     }
-  pen.putImageData(image, 0, 0);
+  pen.putImageData(shade, 0, 0);
 }
 
 /** The chosen word's map, smoothly enlarged: nothing where it looked evenly or less, orange, yellow at its strongest. */
