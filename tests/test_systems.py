@@ -137,7 +137,8 @@ def family(name: str, words: int = 12, **changes):
     torch.manual_seed(5)
     tokenizer = Tokenizer([f"w{n:02d}" for n in range(words - 1)] + ["<unk>"], cleaning="iu_xray", padding=0, bos=0, eos=0)
     system = SYSTEMS[name].build(args, tokenizer)
-    torch.manual_seed(7)  # spread the words and what is seen, so that studies differ and reports end at different places
+    # spread the words and what is seen, by a seed with which studies differ and reports end at different places
+    torch.manual_seed({"xpronet": 11}.get(name, 7))
     torch.nn.init.normal_(system.word.weight, std=0.2)
     torch.nn.init.normal_(system.head.weight, std=1.0)
     torch.nn.init.zeros_(system.head.bias)
@@ -202,13 +203,13 @@ def test_released_beam_search_without_cache(name):
     system = family(name)
     system.patches = seen
     with torch.no_grad():
-        memory = system.encode(studies(*ALL))
+        memory = system.encode(system.prepare(studies(*ALL)))
     found = decode(system, memory, DecodingSettings(beam_size=3, max_length=10, beam_search="released"), [str(n) for n in ALL])
     for row, number in enumerate(ALL):
         with torch.no_grad():
-            alone = system.encode(studies(number))
+            alone = system.encode(system.prepare(studies(number)))
         assert found[row] == published_search(system, alone, 3, 10), number
-    assert name == "xpronet" or len({tuple(words) for words in found}) > 1, "the case is too easy: all reports are alike"
+    assert len({len(words) for words in found}) > 1, "the case is too easy: all end at once"
 
 
 @pytest.mark.parametrize("name", FAMILY)
