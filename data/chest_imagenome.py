@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data.scene_graphs import write_scene_graphs
 from data.studies import SPLITS, Study, read_annotation
-from modules.artefact import built_already, sha256
+from modules.artefact import built_already, read_json, sha256
 from modules.errors import InputError, entry
 from modules.text.regions import REGIONS, GraphLayout
 
@@ -117,12 +117,9 @@ def official_rows(args, studies: list[Study], left_out: Counter) -> Iterator[dic
 # ---------------------------------------------------------------------------------------------- the authors' files
 
 
-def read_json(path: Path) -> dict:
+def read_object(path: Path) -> dict:
     """A JSON object of the authors' folder. InputError: missing or broken."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--authors: {path} cannot be read: {error}") from error
+    content = read_json(path, "--authors names its folder")
     if not isinstance(content, dict):
         raise InputError(f"--authors: {path} holds no object")
     return content
@@ -166,7 +163,7 @@ def authors_rows(folder: Path, labels: dict, names: dict[str, list[str]]) -> Ite
     """A line per image of their three splits; boxes as they lie there, attributes where the file has them."""
     for split in SPLITS:
         path = folder / "annotations" / AUTHORS[split]
-        found, files = authors_boxes(read_json(path), path)
+        found, files = authors_boxes(read_object(path), path)
         said_of = labels["annotations"].get(split, {})
         for image, boxes in found.items():
             said = authors_said(said_of.get(image), names, f"{split} {image}")
@@ -239,7 +236,7 @@ def build_authors(args) -> None:
     """--authors: their three splits, with the attribute lists of their file."""
     folder = Path(args.authors)
     path = folder / "annotations" / "attribute_anns_id_mhead_ds.json"
-    labels = read_json(path)
+    labels = read_object(path)
     names = authors_names(labels)
     if not isinstance(labels.get("annotations"), dict):
         raise InputError(f"--authors: {path} has no annotations")

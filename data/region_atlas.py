@@ -5,13 +5,13 @@ each image. An atlas is a dict {"kind": "atlas", "table": {region: box}, ...} of
 manifest, in a checkpoint.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
 
+from modules.artefact import read_json
 from modules.errors import InputError
 from modules.text.regions import REGIONS
 
@@ -42,10 +42,7 @@ def atlas_by_hand() -> dict:
 
 def read_atlas(path: str | Path) -> dict:
     """The atlas of a file that `python -m knowledge.region_boxes fit` wrote. Raises InputError for anything else."""
-    try:
-        atlas = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"atlas {path} cannot be read: {error}") from error
+    atlas = read_json(path, "python -m knowledge.region_boxes fit writes an atlas")
     table = atlas.get("table") if isinstance(atlas, dict) and atlas.get("kind") == "atlas" else None
     unknown = sorted(set(table or {}) ^ set(REGIONS))
     if unknown:

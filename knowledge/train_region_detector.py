@@ -22,15 +22,14 @@ from data.scene_graphs import SceneGraphs, read_scene_graphs
 from data.studies import Study, check_studies, read_annotation, without_broken
 from knowledge.classifier.data import image_hash
 from knowledge.classifier.flags import add_shared, report_cleaning, with_defaults
-from knowledge.classifier.training import already_there, partial_of, rate
+from knowledge.classifier.training import already_there, partial_of, rate, read_partial
 from modules import flags
-from modules.artefact import differences, sha256, write_atomic, write_built
+from modules.artefact import sha256, write_atomic, write_built
 from modules.errors import InputError, Problems, entry
 from modules.nets.pretrained import load_backbone, weights_problem
 from modules.nets.region_detector import WHAT, RegionDetector
 from modules.nets.visual_extractor import BACKBONES
 from modules.precision import Precision, choose_device, seed_everything
-from modules.safe_pickle import load_pickle
 
 SHARED = {
     "data": ("dataset_name", "data_dir", "ann_path", "image_dir", "skip_broken", "image_check", "dicom", "equalize"),
@@ -186,16 +185,8 @@ class Training:
         return total
 
     def _resume(self) -> None:
-        if not self.partial.is_file():
-            return
-        try:
-            state = load_pickle(self.partial)
-            changed = differences(state["inputs"], self.inputs)
-        except (InputError, KeyError, TypeError) as error:
-            print(f"{self.partial} cannot be continued ({error}): training starts anew")
-            return
-        if changed:
-            print(f"{self.partial} belongs to another run ({'; '.join(changed)}): training starts anew")
+        state = read_partial(self.partial, self.inputs)
+        if state is None:
             return
         self.detector.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -80,7 +80,7 @@ def check_inputs(folder: Path, facts: dict, typed: frozenset) -> None:
 
     facts: those of the resumed run (describe_run). Compared are the hashes of its input files and of the images.
     """
-    first = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    first = read_json(folder / "run.json", "the run cannot be continued without it")
     changed = [
         f"--{name} {facts['inputs'][name]['path']}"
         for name in first["inputs"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from data.preparation.rows import SPLITS
-from modules.artefact import differences, git_state, sha256, write_atomic, write_json
+from modules.artefact import differences, git_state, read_json, sha256, write_atomic, write_json
 from modules.errors import InputError
 from modules.scoring.predictions import read_reports, read_table
 
@@ -72,7 +72,7 @@ def check_out(path: Path, inputs: Mapping, overwrite: bool) -> None:
     record = manifest_file(path)
     if not record.is_file():
         raise InputError(f"{path} is there and was not made by this command; choose another --out or pass --overwrite")
-    manifest = json.loads(record.read_text(encoding="utf-8"))
+    manifest = read_json(record, "remove it and the annotation, or pass --overwrite")
     changed = differences(manifest["inputs"], json.loads(json.dumps(inputs)))
     if changed:
         raise InputError(f"{path} was made otherwise ({'; '.join(changed)}); choose another --out or pass --overwrite")

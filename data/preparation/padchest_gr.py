@@ -1,11 +1,11 @@
 """PadChest-GR: grounded_reports_20240819.json, sentences with boxes, and master_table.csv with split and patient."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
 from data.preparation.image_files import ImageFolder
 from data.preparation.source import Source, SourceImage, SourceStudy, read_columns, split_name
+from modules.artefact import read_json
 from modules.errors import InputError
 
 KEPT = ("abnormal", "labels", "locations", "progression", "boxes", "extra_boxes")
@@ -44,12 +44,7 @@ def read_padchest_gr(
 
 
 def _entries(path: Path) -> list[dict]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not a JSON file: {error}") from error
+    content = read_json(path)
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise InputError(f"{path}: expected a list of studies, each with StudyID, ImageID and findings")
     return content

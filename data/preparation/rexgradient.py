@@ -1,11 +1,11 @@
 """ReXGradient-160K: metadata/{train,valid,test}_metadata.csv with a JSON of the images each."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
 from data.preparation.image_files import ImageFolder
 from data.preparation.source import Source, SourceImage, SourceStudy, read_columns
+from modules.artefact import read_json
 from modules.errors import InputError
 
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
@@ -38,12 +38,7 @@ def read_rexgradient(folder: str | Path, images: str | Path | None) -> Source:
 
 
 def _views(path: Path) -> dict[str, dict]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}): it names the images") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not a JSON file: {error}") from error
+    content = read_json(path, "it names the images")
     if not isinstance(content, dict):
         raise InputError(f'{path}: expected {{study id: {{"ImagePath": [...], "ImageViewPosition": [...]}}}}')
     return content

@@ -168,16 +168,8 @@ class ClassifierTrainer:
         write_atomic(self.partial, lambda path: torch.save(state, path))
 
     def _resume(self) -> None:
-        if not self.partial.is_file():
-            return
-        try:
-            state = load_pickle(self.partial)
-            changed = differences(state["inputs"], self.data.inputs)
-        except (InputError, KeyError, TypeError) as error:
-            print(f"{self.partial} cannot be continued ({error}): training starts anew")
-            return
-        if changed:
-            print(f"{self.partial} belongs to another run ({'; '.join(changed)}): training starts anew")
+        state = read_partial(self.partial, self.data.inputs)
+        if state is None:
             return
         self.bot.classifier.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -228,6 +220,22 @@ def run(argv: list[str] | None, job: Job) -> None:
     else:
         train(args, job, data, device, out)
     evaluate(args, job, data, device, out, scores)
+
+
+def read_partial(path: Path, inputs: dict) -> dict | None:
+    """The state of a training that was cut off, if one of these inputs is there; else None, and why is printed."""
+    if not path.is_file():
+        return None
+    try:
+        state = load_pickle(path)
+        changed = differences(state["inputs"], inputs)
+    except (InputError, KeyError, TypeError) as error:
+        print(f"{path} cannot be continued ({error}): training starts anew")
+        return None
+    if changed:
+        print(f"{path} belongs to another run ({'; '.join(changed)}): training starts anew")
+        return None
+    return state
 
 
 def partial_of(out: Path) -> Path:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from modules.artefact import write_atomic, write_json
+from modules.artefact import read_json, write_atomic, write_json
 from modules.errors import InputError
 from modules.text.cleaning import clean_report
 
@@ -19,10 +19,7 @@ KEY = "model_prediction"
 
 def read_rexrank(path: str | Path) -> dict[str, dict]:
     """{study id: entry} of an input or predictions file. InputError for anything else."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a JSON file: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict) or not content or not all(isinstance(entry, dict) for entry in content.values()):
         raise InputError(f"{path}: expected ReXrank's object of entries by study id")
     return content
