@@ -117,8 +117,9 @@ def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool,
         problems.check(bool(rows or not everything[split]), f"--skip_broken leaves no {split} study: all are broken")
     card = data_card(studies, broken, name=args.dataset_name, ann_path=args.ann_path, max_views=args.max_views)
     card["shared"] = shared
-    used = [path for rows in studies.values() for path in _paths(args, rows)]
-    card["images_sha256"] = fingerprint(args.image_dir, used, dates=False)
+    if training:  # a run that goes on is held against it
+        used = [path for rows in studies.values() for path in _paths(args, rows)]
+        card["images_sha256"] = fingerprint(args.image_dir, used, dates=False)
     card["equalized"] = 1.0 if args.equalize == "on" else share
     data = RunData(studies, card, {split: len(rows) for split, rows in everything.items()}, texts=reports)
     data.caches, data.views = caches, views
