@@ -112,7 +112,8 @@ def test_kill_during_a_save_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "last.pt"
     script = (
         "import sys, torch; from pathlib import Path; from modules.checkpoint import save_checkpoint\n"
-        "content = {'flags': {}, 'tokenizer': {}, 'model': {'w': torch.randn(3_000_000)}, 'epoch': 0}\n"
+        "flags, weights = {'model': 'line', 'dataset_name': 'miniature'}, {'w': torch.randn(3_000_000)}\n"
+        "content = {'flags': flags, 'parts': {}, 'tokenizer': {}, 'model': weights, 'epoch': 0}\n"
         "while True:\n"
         "    content['epoch'] += 1\n"
         "    save_checkpoint(Path(sys.argv[1]), content)\n"
