@@ -82,8 +82,8 @@ def _study(paths, system, tokenizer, args, content, kind, decoding, precision, d
     with precision.generation(system), precision.region():
         memory = system.encode(batch.to(device))
         result["report"] = tokenizer.decode(decode(system, memory, decoding, batch.ids)[0])
-    result |= {name: values[0] for name, values in system.remarks(batch, memory).items() if name != "labels"}
-    return result
+    columns = {name: values[0] for name, values in system.remarks(batch, memory).items() if name != "labels"}
+    return columns | result  # the diagnosis stays that with probabilities
 
 
 def _diagnose(args, parts, image, device):
