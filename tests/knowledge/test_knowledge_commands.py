@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 from data.images import diagnosis_tensor, open_image, square
@@ -27,7 +27,6 @@ from modules.nets.adm import classifier_masks
 from modules.nets.diagnosisbot import load_diagnosisbot
 from modules.text.labels import CHEXPERT_14, write_label_table
 
-ROOT = Path(__file__).resolve().parent.parent
 EDEMA, LESION, NONE = (CHEXPERT_14.index(name) for name in ("Edema", "Lung Lesion", "No Finding"))
 
 

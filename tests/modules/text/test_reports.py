@@ -5,15 +5,14 @@ import json
 import os
 import random
 import re
-from pathlib import Path
 
 import pytest
+from conftest import SHARED
 
 from modules.errors import InputError
 from modules.scoring.predictions import COLUMNS, R2GenReferences, read_predictions, write_predictions
 from modules.text.cleaning import clean_report, count_words
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "iu_xray/annotation.json").exists(), reason="no shared data here")
 
 

@@ -7,10 +7,10 @@ import csv
 import gzip
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SHARED
 
 from knowledge import label_reports as command
 from modules.errors import InputError
@@ -18,7 +18,6 @@ from modules.text import labeler
 from modules.text.labeler import label_report, label_reports, positive_labels
 from modules.text.labels import CHEXPERT_14, NO_FINDING, read_label_table, write_label_table
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 SHORT = {
     "at": "Atelectasis", "cm": "Cardiomegaly", "co": "Consolidation", "ed": "Edema", "ec": "Enlarged Cardiomediastinum",
     "fr": "Fracture", "ll": "Lung Lesion", "lo": "Lung Opacity", "nf": "No Finding", "pe": "Pleural Effusion",
