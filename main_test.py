@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from data.batches import make_loader
+from data.feature_cache import serve_features
 from data.images import open_image, reading_of
 from data.prepare import make_dataset, open_data
 from data.studies import card_text
@@ -94,6 +95,8 @@ def main(argv=None) -> None:
     system.load_start(content, args.load)
     system = system.to(device).eval()
     dataset = make_dataset(args, data, args.split, system.needs(training=False), tokenizer, training=False)
+    if args.feature_cache != "off" and args.cache_dir is not None:
+        serve_features(args, system.extractors(), {args.split: dataset}, device=device, precision=precision)
     loading = {"num_workers": args.num_workers, "pin": device.type == "cuda"}
     loader = make_loader(dataset, batch_size=args.batch_size, shuffle=False, **loading)
     watch = Attention(system, tokenizer, studies=len(dataset), views=args.max_views) if args.page else None

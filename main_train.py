@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.batches import make_loader
 from data.check.run import stop_unless_ready
+from data.feature_cache import check_features, serve_features
 from data.prepare import make_dataset, open_data
 from data.studies import card_text
 from knowledge import from_scratch
@@ -69,6 +70,7 @@ def main(argv=None) -> None:
         processes.from_first(lambda: stop_unless_ready(args, kind))
     inputs = {"train": kind.inputs(args, training=True), "val": kind.inputs(args, training=False)}
     kind.check(args, problems, training=True)
+    check_features(args, problems, training=True)
     DecodingSettings.from_flags(args)  # refuses what does not go together
     problems.check(
         not (args.resume is not None and args.load), "--resume continues, --load starts anew: give one of the two"
@@ -193,6 +195,10 @@ def train_round(args, folder: Path, log, *, teacher, start, data, tokenizer, kin
         path = Path(args.resume) if args.resume.endswith(".pt") else folder / "last.pt"
         if path.is_file():
             trainer.resume(path)
+    if args.feature_cache != "off":  # the extractor has its weights now
+        datasets = {"train": training, "val": validation}
+        made = serve_features(args, system.extractors(), datasets, device=device, precision=precision)
+        log.write("features", **made)
     return trainer.fit(), trainer.best
 
 

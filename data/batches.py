@@ -25,9 +25,9 @@ class Batch:
     """What a system may be given. Fields that a system does not ask for are None.
 
     ids: B study ids. images, masked_images: float [B, V, 3, H, W], the complete images and the same after the ADM
-    rule. view_mask: bool [B, V], True = a real view; None = all are. padding: bool [B, V, H, W], True = no image there;
-    None = none. tokens: int [B, L + 1]. labels, diagnosis: int [B, K]. fill: the studies only keep a process busy, they do
-    not count.
+    rule; or what the frozen extractor made of them, kept in a cache: [B, V, C, h, w], passed through it as it is. view_mask: bool
+    [B, V], True = a real view; None = all are. padding: bool [B, V, H, W], True = no image there; None = none. tokens: int
+    [B, L + 1]. labels, diagnosis: int [B, K]. fill: the studies only keep a process busy, they do not count.
 
     Of scene graphs, N the most boxes of a study, R regions, M attributes of the longest head: boxes: float [B, N, 4], x0 y0
     x1 y1 in pixels of the image tensor. box_regions: int [B, N], -1 = padding. box_chosen, box_abnormal: bool [B, N], the
@@ -97,7 +97,7 @@ class StudyDataset(Dataset):
     label tables {"diagnosis": {id: K values}, ...}. mask_rule: function (image path, PIL image) -> masked image.
     cache: the images decoded and resized already, or None. reading: how image files are opened. scene_graphs: for "boxes"
     and "graph" in needs, those of the studies' first images; boxes are turned with their image. views: what `images` holds
-    instead of the complete images.
+    instead of the complete images. features: by field, a FeatureCache (data/feature_cache.py) that takes the images' place.
     What an image goes through depends on (seed, epoch, study id) alone: not on worker, order or batch.
     """
 
@@ -130,6 +130,7 @@ class StudyDataset(Dataset):
             if name in needs
         }
         self.tokens = None if tokens is None else torch.from_numpy(tokens)
+        self.features = None
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -154,19 +155,34 @@ class StudyDataset(Dataset):
         if place < 0:
             return {**self[~place], "fill": True}
         study = self.studies[place]
-        images = self._images(study)
-        chance = zlib.crc32(f"{self.seed}/{self.epoch}/{study.id}".encode())
-        changed = iter(self.augment([image for row in images.values() for image in row], random.Random(chance)))
-        item: dict = {name: [to_tensor(next(changed)) for _ in row] for name, row in images.items()}
+        chance, scale = zlib.crc32(f"{self.seed}/{self.epoch}/{study.id}".encode()), 1.0
+        if self.features is None:
+            item: dict = self.shown(study, chance)
+        else:
+            some = next(iter(self.features.values()))
+            draw, scale = chance % some.draws, some.side / self.image_size
+            item = {name: cache.get(place, draw) for name, cache in self.features.items()}
+            chance = fixed_draw(study.id, draw)
         item["id"] = study.id
         item.update({name: table[place] for name, table in self.tables.items()})
         if self.tokens is not None:
             item["tokens"] = self.tokens[place].long()
         if "boxes" in self.needs:
             graph = self.scene_graphs.of(study.images[0])
-            boxes = self.augment.boxes(graph.boxes, random.Random(chance))
+            boxes = self.augment.boxes(graph.boxes, random.Random(chance)) * np.float32(scale)
             item["graph"] = graph_fields(graph, boxes, whole="graph" in self.needs)
         return item
+
+    def shown(self, study: Study, chance: int) -> dict[str, list[torch.Tensor]]:
+        """By field of Batch, the study's images [3, H, W] after the augmentation that `chance` draws."""
+        images = self._images(study)
+        changed = iter(self.augment([image for row in images.values() for image in row], random.Random(chance)))
+        return {name: [to_tensor(next(changed)) for _ in row] for name, row in images.items()}
+
+
+def fixed_draw(study: str, number: int) -> int:
+    """The seed of a study's `number`-th fixed augmentation: the same for every system and seed of a training."""
+    return zlib.crc32(f"fixed draw {number}/{study}".encode())
 
 
 def collate(items: list[dict]) -> Batch:
@@ -175,10 +191,11 @@ def collate(items: list[dict]) -> Batch:
     for name in ("images", "masked_images"):
         if name in items[0]:
             most = max(len(item[name]) for item in items)
-            stacked = torch.zeros(len(items), most, *items[0][name][0].shape)
+            stacked = _room(items[0][name][0], len(items), most)
             real = torch.zeros(len(items), most, dtype=torch.bool)
             for row, item in enumerate(items):
-                stacked[row, : len(item[name])] = torch.stack(item[name])
+                for view, image in enumerate(item[name]):
+                    stacked[row, view] = image
                 real[row, : len(item[name])] = True
             fields[name], fields["view_mask"] = stacked, None if real.all() else real
     for name in ("tokens", "labels", "diagnosis"):
@@ -187,6 +204,13 @@ def collate(items: list[dict]) -> Batch:
     if "graph" in items[0]:
         fields |= pad_graphs([item["graph"] for item in items])
     return Batch(**fields)
+
+
+def _room(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Zeros [*shape, C, h, w] of the kind of `like` [C, h, w], in its order in memory: cached features have channels last."""
+    if like.is_contiguous():
+        return like.new_zeros(*shape, *like.shape)
+    return like.new_zeros(*shape, *like.shape[1:], like.shape[0]).movedim(-1, -3)
 
 
 def make_loader(

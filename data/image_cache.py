@@ -101,7 +101,7 @@ def open_cache(
     """
     folder, paths = Path(folder), list(dict.fromkeys(paths))
     wanted = {"version": VERSION, "resize": name + reading.name, "files_sha256": fingerprint(image_dir, paths)}
-    with _locked(folder):
+    with locked(folder):
         if folder.is_dir():
             try:
                 cache = ImageCache(folder)
@@ -116,7 +116,7 @@ def open_cache(
 
 
 @contextlib.contextmanager
-def _locked(folder: Path):
+def locked(folder: Path):
     """A second run waits for the first one's cache; one that may only be read needs no lock."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data.image_cache import fingerprint
 from modules.artefact import (
     ANOTHER_WAY,
     checksum,
@@ -49,6 +50,10 @@ class MaskStore:
     def has(self, image: str) -> bool:
         raise NotImplementedError
 
+    def digest(self, images: list[str]) -> str:
+        """Changes with the masks of these images."""
+        raise NotImplementedError
+
 
 class MaskTree(MaskStore):
     """`<root>/<image path without ending>.npy`, boolean arrays, as released (images300_array/)."""
@@ -61,6 +66,9 @@ class MaskTree(MaskStore):
 
     def has(self, image: str) -> bool:
         return self._path(image).is_file()
+
+    def digest(self, images: list[str]) -> str:
+        return fingerprint(self.root, [str(Path(image).with_suffix(".npy")) for image in images])
 
     def get(self, image: str) -> np.ndarray:
         path = self._path(image)
@@ -106,6 +114,9 @@ class PackedMasks(MaskStore):
 
     def has(self, image: str) -> bool:
         return image in self.rows
+
+    def digest(self, images: list[str]) -> str:
+        return sha256(self.root)
 
     def get(self, image: str) -> np.ndarray:
         if image not in self.rows:

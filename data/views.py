@@ -83,7 +83,8 @@ class Views:
         self.reading = reading
         self.wanted, self.sizes, self.masks, self.caches = wanted, sizes, masks, caches or {}
         self.kept = {kind: kept(kind, sizes, image_dir, masked_dir) for kind, _ in wanted}
-        self.by_masks = masked_dir is None
+        self.masked_dir, self.by_masks = masked_dir, masked_dir is None
+        self.images = 1 + max(number for _, number in wanted)
 
     def __call__(self, paths: tuple[str, ...]) -> list[Image.Image]:
         """paths: the study's images. A view of an image that the study lacks is left out."""

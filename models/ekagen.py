@@ -182,6 +182,9 @@ class EKAGen(System):
         fields = {VIEW_FIELD[view] for view in views} | ({"tokens"} if training else set())
         return fields | ({"diagnosis"} if self.knowledge is not None else set())
 
+    def extractors(self):
+        return [self.extractor] + ([self.teacher.system.extractor] if self.teacher is not None else [])
+
     def losses(self, batch) -> dict[str, torch.Tensor]:
         """Named scalars of one batch; the trainer sums them with `loss_weights`."""
         inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]

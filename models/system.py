@@ -140,6 +140,10 @@ class System(nn.Module):
         """Fields of Batch that are read; the others are not loaded."""
         return {"images", "tokens"} if training else {"images"}
 
+    def extractors(self) -> list[nn.Module]:
+        """All that look at images: features of a cache are given to each of them."""
+        return [self.extractor]
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trained parameters by group name; --lr_ve is the rate of "extractor", --lr_ed that of every other group."""
         own = set(self.extractor.parameters())

@@ -116,6 +116,8 @@ FLAGS = (
     Flag("data", "skip_broken", bool, False, "go on without studies whose image or report is missing or broken; they are counted in the results"),
     Flag("data", "image_check", str, "full", "before the first batch decode every image (full) or read its header and end (quick)", choices=("full", "quick")),
     Flag("data", "image_cache", bool, True, "decode and resize each image once, into <knowledge_dir>/images (image_size^2 bytes per grey image; off for MIMIC-CXR, where that is 25 GB)"),
+    Flag("data", "feature_cache", str, "off", "with --extractor_freeze all: keep the extractor's features of every image in <knowledge_dir>/features instead of computing them at every epoch; float16 takes half the room", keep="default", choices=("off", "float32", "float16")),
+    Flag("data", "feature_draws", natural, 0, "with --feature_cache and an --augment: so many fixed draws of each training study are kept, an epoch takes one of them", of=TRAIN),
     Flag("data", "check_data", bool, False, "first look at data set, artefacts, weights and machine as python -m data.check does; stop when something is missing or wrong", of=TRAIN),
     Flag("data", "vocab_path", str, None, "JSON word list to use instead of the one counted in the training reports"),
 

@@ -77,14 +77,15 @@ class VisualExtractor(nn.Module):
     """Backbone with the published freezing: [N, 3, H, W] -> [N, C, h, w].
 
     freeze: "stem" = conv1 and layer1 (or the first third of the other backbones' stages) take no gradient and batch norm
-    is fixed; "norm" = only batch norm is fixed; "all" = nothing is trained; "none".
+    is fixed; "norm" = only batch norm is fixed; "all" = nothing is trained, nor dropped at random; "none".
+    Features that it made before (data/feature_cache.py) pass as they are: [N, C, h, w] -> the same in float32.
     """
 
     def __init__(self, name: str, *, freeze: str, dilate: bool) -> None:
         super().__init__()
         if freeze not in ("stem", "norm", "all", "none"):
             raise ValueError(f"freeze {freeze}: choose stem, norm, all or none")
-        self.name = name
+        self.name, self.freeze = name, freeze
         self.body, self.width = build_backbone(name, frozen_norm=freeze != "none", dilate=dilate)
         if freeze in ("stem", "all"):
             for parameter in self._stem_parameters() if freeze == "stem" else self.parameters():
@@ -103,7 +104,12 @@ class VisualExtractor(nn.Module):
             parts = [self.body.stem, self.body.blocks[:3]]
         return [parameter for part in parts for parameter in part.parameters()]
 
+    def train(self, mode: bool = True) -> "VisualExtractor":
+        return super().train(mode and self.freeze != "all")  # else stochastic depth would change what is frozen
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.shape[1] == self.width:
+            return images.float()
         # depthwise and dense networks are twice as fast with channels last everywhere, ResNets on CUDA only
         if images.is_cuda or self.name not in RESNET_WIDTH:
             images = images.contiguous(memory_format=torch.channels_last)

@@ -4,11 +4,13 @@ import ast
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY_MODEL, run
 
 from data.batches import Batch, make_loader
+from data.feature_cache import serve_features
 from data.prepare import make_dataset, open_data
 from knowledge.build_prototypes import cluster, kmeans, stand_in_text
 from knowledge.diagnose import diagnose_studies
@@ -18,11 +20,12 @@ from modules.checkpoint import CheckpointWriter, load_checkpoint
 from modules.decoding import DecodingSettings, decode, generate_reports
 from modules.errors import InputError, Problems
 from modules.flags import kept_flags, parse
+from modules.precision import Precision
 from modules.text.labels import CHEXPERT_14, NO_FINDING
 from modules.text.tokenizer import Tokenizer
 from modules.trainer import Trainer, monitor_parts
 
-NAMES = tuple(SYSTEMS)
+NAMES, CPU = tuple(SYSTEMS), torch.device("cpu")
 ABLATIONS = {
     "csr_lmca": [["--no-sr_mamba"], ["--no-r_msa"], ["--no-cr_msa"], ["--no-r_msa", "--no-cr_msa"], ["--no-sr_scale_learned"],
                  ["--query_gate", "encoder"], ["--release_quirks"], ["--views", "complete:0,enhanced:1"]],
@@ -116,6 +119,38 @@ def test_every_system_keeps_the_contract(name, mini, tmp_path):
     loaded.load_start(content, "best.pt")
     assert DecodingSettings.from_flags(again) == settings
     assert generate_reports(loaded.eval(), batch, settings) == written
+
+
+CACHED = ["--extractor_freeze", "all", "--augment", "none"]
+
+
+@pytest.mark.parametrize(("name", "words"), [*((name, []) for name in NAMES), ("ekagen", ["--adm", "--student_view", "masked"])])
+def test_cached_features_change_neither_losses_nor_reports(name, words, mini, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *_, **__: x)  # it draws in the order of the memory
+    for path in (mini / "data" / "images").glob("*/*.png"):
+        mask = tmp_path / "masks" / path.relative_to(mini / "data" / "images").with_suffix(".npy")
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        np.save(mask, np.arange(300 * 300).reshape(300, 300) % 3 > 0)
+    more = ["--adm_masks", str(tmp_path / "masks")] if "--adm" in words else []
+    args = read(name, mini, *CACHED, "--feature_cache", "float32", "--knowledge_dir", str(tmp_path), *words, *more)
+    data, tokenizer, system = prepare(args)
+    datasets = {split: make_dataset(args, data, split, system.needs(split == "train"), tokenizer, training=split == "train")
+                for split in ("train", "val")}  # fmt: skip
+    found = []
+    for _ in range(2):
+        loaders = {split: make_loader(dataset, batch_size=4, num_workers=0, shuffle=False) for split, dataset in datasets.items()}
+        first = {split: system.prepare(next(iter(loader))) for split, loader in loaders.items()}
+        torch.manual_seed(2)
+        with torch.no_grad():
+            losses = system.train().losses(first["train"])
+        reports = generate_reports(system.eval(), first["val"], DecodingSettings(max_length=12))
+        found.append((losses, reports))
+        serve_features(args, system.extractors(), datasets, device=torch.device("cpu"), precision=Precision("float32", CPU))
+    seen = first["train"].masked_images if words else first["train"].images
+    assert seen.shape[2] == system.extractor.width
+    for loss in found[0][0]:
+        torch.testing.assert_close(found[1][0][loss], found[0][0][loss], rtol=1e-6, atol=1e-6)
+    assert found[1][1] == found[0][1]
 
 
 @pytest.mark.parametrize(("name", "words"), [(name, words) for name, rows in ABLATIONS.items() for words in rows],
