@@ -23,6 +23,7 @@ from modules.decoding import DecodingSettings
 from modules.errors import InputError, Problems, entry
 from modules.flags import all_flags, kept_flags, parse
 from modules.generation import write_split
+from modules.image_use import ImageUse
 from modules.precision import Precision, choose_device, seed_everything
 from modules.run_folder import RunLog, check_inputs, describe_run, open_run, write_run
 from modules.scoring.meteor import Meteor
@@ -147,7 +148,7 @@ def train_round(args, folder: Path, log, *, teacher, start, data, tokenizer, kin
     settings = {"num_workers": args.num_workers, "pin": device.type == "cuda"}
     part = max(1, args.batch_size // (processes.count() * args.accumulate))  # what one process holds at a time
     training = make_dataset(args, data, "train", system.needs(training=True), tokenizer, training=True)
-    validation = make_dataset(args, data, "val", system.needs(training=False), tokenizer, training=False)
+    validation = make_dataset(args, data, "val", system.needs(training=False) | {"tokens"}, tokenizer, training=False)
     val_loader = make_loader(validation, batch_size=part, shuffle=False, **settings)
     decoding, precision = DecodingSettings.from_flags(args), Precision(args.precision, device)
     decoding = dataclasses.replace(decoding, beam_size=args.val_beam_size or args.beam_size)
@@ -160,10 +161,11 @@ def train_round(args, folder: Path, log, *, teacher, start, data, tokenizer, kin
     )
 
     def validate(system) -> dict:
-        written = write_split(system, val_loader, tokenizer, decoding, precision=precision, device=device)
+        use = ImageUse(system)
+        written = write_split(system, val_loader, tokenizer, decoding, precision=precision, device=device, watch=use)
         rows = [texts.row(study.id, study.report, **written[study.id]) for study in data.studies["val"]]
         scores = processes.from_first(lambda: score(rows, expected_ids=list(written), protocols=protocols, meteor=meteor))
-        return {name: value for name, value in scores.items() if not isinstance(value, dict)}
+        return {name: value for name, value in scores.items() if not isinstance(value, dict)} | {"image_use": use.value()}
 
     carried = {
         "flags": kept_flags(args),

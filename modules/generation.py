@@ -13,7 +13,7 @@ def write_split(
 ) -> dict:
     """{study id: {"prediction": text, further columns}} for every study of the split; none is lost, whatever the batch.
 
-    With several processes each writes its share; every one returns the whole. watch: function (ids, memory, word ids of
+    With several processes each writes its share; every one returns the whole. watch: function (batch, memory, word ids of
     each report), called after each batch; for the results page.
     """
     was_training = system.training
@@ -27,7 +27,7 @@ def write_split(
                 memory = system.encode(batch.to(device))
                 reports = decode(system, memory, settings, batch.ids)
                 if watch is not None:
-                    watch(batch.ids, memory, reports)
+                    watch(batch, memory, reports)
             texts = [tokenizer.decode(ids) for ids in reports]
             columns = {"prediction": texts, **system.remarks(batch, memory)}
             for row, name in enumerate(batch.ids):

@@ -1,4 +1,4 @@
-"""What the training of an image classifier reads: the first image of each study and its labels, all checked at the start.
+"""What the training of an image classifier reads: the first image of each study (or all) and its labels, checked at the start.
 
 Letters: n images of a batch, N of a split, K labels, S side in pixels.
 """
@@ -6,7 +6,7 @@ Letters: n images of a batch, N of a split, K labels, S side in pixels.
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -128,7 +128,8 @@ def open_classifier_data(args, job: Job) -> ClassifierData:
         problems.add(weights)
     broken, studies = {}, listed
     if problems.check(Path(args.image_dir).is_dir(), f"--image_dir: no folder {args.image_dir}") and listed:
-        settings = {"cleaning": report_cleaning(args.dataset_name), "max_views": 1, "depth": args.image_check}
+        views = 1 if args.views == "first" else max((len(s.images) for rows in listed.values() for s in rows), default=1)
+        settings = {"cleaning": report_cleaning(args.dataset_name), "max_views": views, "depth": args.image_check}
         broken = check_studies(listed, args.image_dir, **settings)
         studies = without_broken(listed, broken, skip=args.skip_broken, problems=problems)
     for split, rows in studies.items():
@@ -138,6 +139,8 @@ def open_classifier_data(args, job: Job) -> ClassifierData:
     problems.check(not missing, f"--labels {args.labels} lacks {len(missing)} of {total} studies: {_some(missing)}")
     problems.stop_if_any()
     print(card_text(data_card(studies, broken, name=args.dataset_name, ann_path=args.ann_path, max_views=1)))
+    if args.views == "all":  # a row for each image
+        studies = {split: [replace(s, images=(path,)) for s in rows for path in s.images] for split, rows in studies.items()}
     labels = {split: np.array([table[study.id] for study in rows]) for split, rows in studies.items()}
     for split in ("train", "val"):
         both = ((labels[split] == 1).any(0) & (labels[split] == 0).any(0)).any()
@@ -147,6 +150,8 @@ def open_classifier_data(args, job: Job) -> ClassifierData:
     named = {name: getattr(args, name) for name in INPUT_FLAGS}
     if reading_of(args) != PLAIN:
         named["reading"] = reading_of(args).name
+    more = {"views": "first", "freeze": "none"}
+    named |= {name: getattr(args, name) for name in more if getattr(args, name) != more[name]}
     if Path(args.backbone_weights).is_file():
         named["backbone_weights"] = sha256(args.backbone_weights)
     used = {split: image_hash(studies[split], args.image_dir) for split in ("train", "val")}

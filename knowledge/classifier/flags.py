@@ -82,6 +82,8 @@ def parse(argv: list[str] | None, job: Job) -> argparse.Namespace:
         new.add_argument(f"--{name}", type=kind, help=text)
     choices = (
         ("backbone", job.backbones, f"network [{default['backbone']}]"),
+        ("views", ("first", "all"), "images of a study that are learnt from, each with the study's labels [first]"),
+        ("freeze", ("none", "stem"), "stem: the first blocks keep the weights they start from [none]"),
         ("augment", ("light", "none"), "training images: light = small turns, shifts and brightness, no flips [light]"),
         ("uncertain", tuple(UNCERTAIN_VALUES), "what -1 in --labels counts as; ignore: left out for that study [positive]"),
         ("eval_split", SPLITS, "split to measure at the end; never used for choosing [val]"),
@@ -92,7 +94,8 @@ def parse(argv: list[str] | None, job: Job) -> argparse.Namespace:
     typed = vars(parser.parse_args(argv))
     names = tuple(name for group in SHARED.values() for name in group)
     own = {"labels": None, "out": None, "overwrite": False, "uncertain": "positive", "backbone_weights": "imagenet",
-           "augment": "light", "pos_weight_cap": 4.0, "eval_split": "val", "bootstrap": 1000, "cache_gb": 4.0}  # fmt: skip
+           "augment": "light", "views": "first", "freeze": "none", "pos_weight_cap": 4.0, "eval_split": "val", "bootstrap": 1000,
+           "cache_gb": 4.0}  # fmt: skip
     args = with_defaults(typed, names, own | default, job.presets)
     args.labels = args.labels or str(Path(args.data_dir) / "labels.csv")
     args.out = args.out or str(Path(args.knowledge_dir) / job.file)

@@ -70,7 +70,10 @@ class ClassifierTrainer:
         with torch.no_grad():
             head.weight.normal_(0, 0.01)
             head.bias.copy_((odds * self.pos_weight).log())
-        named = [(p.dim() < 2, p) for p in bot.classifier.parameters()]
+        if args.freeze == "stem":
+            for parameter in bot.classifier.stem_parameters():
+                parameter.requires_grad_(False)
+        named = [(p.dim() < 2, p) for p in bot.classifier.parameters() if p.requires_grad]
         groups = [{"params": [p for flat, p in named if not flat]},
                   {"params": [p for flat, p in named if flat], "weight_decay": 0.0}]  # fmt: skip
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay)

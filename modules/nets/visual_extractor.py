@@ -144,6 +144,16 @@ class Classifier(nn.Module):
             choices = ", ".join(("swin_t", *RESNET_WIDTH, "efficientnet_lite0"))
             raise InputError(f"classifier {name}: unknown, choose from {choices}")
 
+    def stem_parameters(self) -> list[nn.Parameter]:
+        """Those of the first stages: what VisualExtractor freezes by "stem"."""
+        if self.name == "swin_t":
+            parts = [self.net.features[:2]]
+        elif self.name == "efficientnet_lite0":
+            parts = [self.net.body.stem, self.net.body.blocks[:3]]
+        else:
+            parts = [self.net.conv1, self.net.bn1, self.net.layer1]
+        return [parameter for part in parts for parameter in part.parameters()]
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.net(images)
 

@@ -56,8 +56,8 @@ class Attention:
         self.rows: dict[str, dict] = {}
 
     @torch.no_grad()
-    def __call__(self, names: list[str], memory: dict, reports: list[list[int]]) -> None:
-        """One more batch: its ids, what the system encoded, the word ids written for each study."""
+    def __call__(self, batch, memory: dict, reports: list[list[int]]) -> None:
+        """One more batch, what the system encoded, the word ids written for each study."""
         longest = max(map(len, reports))
         if self.look is None or not longest:
             return
@@ -66,7 +66,7 @@ class Attention:
             given = [self.system.bos, *ids][: len(ids)]  # what stood before each word when it was chosen
             tokens[row, : len(given)] = torch.tensor(given, dtype=torch.long)
         shares = self.look(memory, tokens.to(next(iter(memory.values())).device)).float().cpu()
-        for name, ids, share in zip(names, reports, shares):
+        for name, ids, share in zip(batch.ids, reports, shares):
             if ids:
                 self.rows[name] = self._row(ids, share[: len(ids)])
 

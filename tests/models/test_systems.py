@@ -1,6 +1,7 @@
 """Every system of the table, by the one contract: builds, trains, writes, saves, loads, says the same; and its ablations."""
 
 import ast
+import dataclasses
 import json
 import math
 
@@ -20,6 +21,7 @@ from modules.checkpoint import CheckpointWriter, load_checkpoint
 from modules.decoding import DecodingSettings, decode, generate_reports
 from modules.errors import InputError, Problems
 from modules.flags import kept_flags, parse
+from modules.image_use import ImageUse
 from modules.precision import Precision
 from modules.text.labels import CHEXPERT_14, NO_FINDING
 from modules.text.tokenizer import Tokenizer
@@ -110,6 +112,11 @@ def test_every_system_keeps_the_contract(name, mini, tmp_path):
         assert all(len(column) == len(batch) for column in system.remarks(batch, memory).values())
         looks = system.attention(memory, torch.full((len(batch), 3), system.bos))
     assert looks.shape[:3] == (len(batch), 3, args.max_views)
+    use = ImageUse(system)
+    with torch.no_grad():
+        tokens = torch.from_numpy(tokenizer.padded(data.corpora["val"], args.max_seq_length + 1)[: len(batch)]).long()
+        use(dataclasses.replace(batch, tokens=tokens), memory, None)
+    assert math.isfinite(use.value()) and use.value() != 0
     torch.testing.assert_close(looks.sum((2, 3, 4)), torch.ones(len(batch), 3))
     with CheckpointWriter() as writer:
         trainer.save(writer, won=True)

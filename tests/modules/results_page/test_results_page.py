@@ -203,7 +203,7 @@ def test_attention_rows_hold_a_map_for_each_word():
 
     made = SimpleNamespace(attention=attention, bos=1, padding=0)
     watch = Attention(made, Pieces(), studies=3, views=1)
-    watch(["a", "b", "c"], {"x": torch.zeros(3)}, [[2, 3, 4], [], [9]])
+    watch(Batch(["a", "b", "c"]), {"x": torch.zeros(3)}, [[2, 3, 4], [], [9]])
     assert seen[0].tolist() == [[1, 2, 3], [0, 0, 0], [1, 0, 0]]
     assert set(watch.rows) == {"a", "c"} and watch.rows["a"]["grid"] == [1, 2, 2]
     maps = np.frombuffer(base64.b64decode(watch.rows["a"]["maps"]), np.uint8).reshape(2, 1, 2, 2)
@@ -214,11 +214,11 @@ def test_attention_rows_hold_a_map_for_each_word():
 def test_large_sets_get_coarser_maps_and_a_system_may_have_none():
     made = SimpleNamespace(attention=lambda memory, tokens: torch.rand(*tokens.shape, 1, 19, 19), bos=1, padding=0)
     watch = Attention(made, Pieces(), studies=3858, views=1)
-    watch(["a"], {"x": torch.zeros(1)}, [[2, 4]])
+    watch(Batch(["a"]), {"x": torch.zeros(1)}, [[2, 4]])
     assert watch.rows["a"]["grid"] == [1, map_side(3858), map_side(3858)] and watch.rows["a"]["full_grid"] == [19, 19]
     assert map_side(3858) ** 2 * 60 * 3858 * 4 / 3 < 60e6 < 19**2 * 60 * 3858
     silent = Attention(SimpleNamespace(bos=1, padding=0), Pieces(), studies=1, views=1)
-    silent(["a"], {}, [[2]])
+    silent(Batch(["a"]), {}, [[2]])
     assert silent.rows == {}
 
 
