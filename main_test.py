@@ -25,6 +25,7 @@ from modules.decoding import DecodingSettings
 from modules.errors import InputError, Problems, entry
 from modules.flags import all_flags, parse
 from modules.generation import write_split
+from modules.model_card import write_model_card
 from modules.precision import Precision, choose_device, seed_everything
 from modules.results_page.build import write_page
 from modules.results_page.evidence import Attention, write_evidence
@@ -132,6 +133,7 @@ def main(argv=None) -> None:
         "run": describe_run(args, device, data=data.card, **kind.facts(args, device)),
     }
     write_scores(folder, args.split, scores, facts)
+    write_model_card(folder)
     print(format_table(scores.metrics, PUBLISHED.get(args.dataset_name)))
     print_marks(facts)
     if any("knowledge_distance" in row for row in rows):

@@ -24,6 +24,7 @@ from modules.errors import InputError, Problems, entry
 from modules.flags import all_flags, kept_flags, parse
 from modules.generation import write_split
 from modules.image_use import ImageUse
+from modules.model_card import write_model_card
 from modules.precision import Precision, choose_device, seed_everything
 from modules.run_folder import RunLog, check_inputs, describe_run, open_run, write_run
 from modules.scoring.meteor import Meteor
@@ -112,6 +113,7 @@ def main(argv=None) -> None:
             if any(name.endswith("METEOR") for name in monitor_parts(args.monitor_metric)):
                 raise InputError(f"--monitor_metric {args.monitor_metric} cannot be computed: {reason}")
         train_rounds(args, folder, log, meteor=meteor, **shared)
+    processes.from_first(lambda: write_model_card(folder))
 
 
 def train_rounds(args, folder: Path, log, **shared) -> None:

@@ -22,11 +22,15 @@ from data.images import (
 from data.views import view_of
 from knowledge.diagnose import open_bot
 from knowledge.region_boxes import find_boxes
-from modules.checkpoint import is_ours
-from modules.decoding import decode
+from models import SYSTEMS
+from modules.checkpoint import is_ours, load_checkpoint
+from modules.decoding import DecodingSettings, decode
 from modules.errors import InputError
+from modules.flags import parse
 from modules.nets.adm import SIDE, apply_mask, classifier_masks
 from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
+from modules.precision import Precision, choose_device
+from modules.results_page.evidence import attention_of_words
 
 
 def report_new_study(args, content: dict, kind, decoding, precision, device) -> dict:
@@ -36,8 +40,26 @@ def report_new_study(args, content: dict, kind, decoding, precision, device) -> 
     return result
 
 
-def generator(args, content: dict, kind, decoding, precision, device) -> Callable[[list[str]], dict]:
-    """Builds the checkpoint's system once; the function takes the image paths of one study and gives its results."""
+def open_checkpoint(path, *flags: str) -> Callable[..., dict]:
+    """A checkpoint of ours as a function of one study's image paths, for programs and notebooks.
+
+    flags: words of main_test.py's command line, such as "--beam_size", "3". What the function gives stands at `generator`.
+    InputError where the file is none or holds the authors' weights.
+    """
+    content = load_checkpoint(path)
+    carried = content["flags"] if is_ours(content) else None
+    args = parse(["--load", str(path), *flags], "test", systems=SYSTEMS, carried=carried)
+    device = choose_device(args.device)
+    decoding, precision = DecodingSettings.from_flags(args), Precision(args.precision, device)
+    return generator(args, content, SYSTEMS[args.model], decoding, precision, device)
+
+
+def generator(args, content: dict, kind, decoding, precision, device) -> Callable[..., dict]:
+    """Builds the checkpoint's system once; the function takes the image paths of one study and gives its results.
+
+    These are "report" and "images", by system "diagnosis" (a row per label) and columns of the predictions file. With
+    attention=True also "words" of the report and "attention" [W, V, h, w], where each looked (sums to 1).
+    """
     if not is_ours(content):
         raise InputError(
             f"{args.load} is a released file, which carries no vocabulary and no knowledge; evaluate it on a data "
@@ -48,11 +70,11 @@ def generator(args, content: dict, kind, decoding, precision, device) -> Callabl
     system.load_start(content, args.load)
     system = system.to(device).eval()
     rest = (args, content, kind, decoding, precision, device)
-    return lambda paths: _study(paths, system, tokenizer, *rest)
+    return lambda paths, attention=False: _study(paths, system, tokenizer, *rest, attention=attention)
 
 
 @torch.no_grad()
-def _study(paths, system, tokenizer, args, content, kind, decoding, precision, device) -> dict:
+def _study(paths, system, tokenizer, args, content, kind, decoding, precision, device, *, attention=False) -> dict:
     parts = content["parts"]
     plain = [open_image(path, Reading(args.dicom)) for path in paths]
     args.equalize = settle_equalize(args.equalize, content["data"].get("equalized"), equalized_share(plain))
@@ -81,7 +103,11 @@ def _study(paths, system, tokenizer, args, content, kind, decoding, precision, d
     batch = system.prepare(collate([item]))
     with precision.generation(system), precision.region():
         memory = system.encode(batch.to(device))
-        result["report"] = tokenizer.decode(decode(system, memory, decoding, batch.ids)[0])
+        reports = decode(system, memory, decoding, batch.ids)
+        result["report"] = tokenizer.decode(reports[0])
+        if attention:
+            result["words"] = result["report"].split()
+            result["attention"] = attention_of_words(system, tokenizer, memory, reports)[0]
     columns = {name: values[0] for name, values in system.remarks(batch, memory).items() if name != "labels"}
     return columns | result  # the diagnosis stays that with probabilities
 

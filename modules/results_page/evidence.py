@@ -44,6 +44,32 @@ def word_of_each_token(tokenizer, ids: list[int]) -> list[int]:
     return [max(0, len(tokenizer.decode(ids[: place + 1]).split()) - 1) for place in range(len(ids))]
 
 
+@torch.no_grad()
+def attention_of_words(system, tokenizer, memory: dict, reports: list[list[int]]) -> list[torch.Tensor]:
+    """Where each word of the generated reports (ids) looked: for each report [W, V, h, w], sums to 1 per word.
+
+    One teacher-forced pass by `System.attention`; a word of several ids gets the mean of theirs.
+    """
+    longest = max(map(len, reports))
+    if not longest:
+        return [torch.zeros(0, 1, 1, 1) for _ in reports]
+    tokens = torch.full((len(reports), longest), system.padding)
+    for row, ids in enumerate(reports):
+        given = [system.bos, *ids][: len(ids)]  # what stood before each word when it was chosen
+        tokens[row, : len(given)] = torch.tensor(given, dtype=torch.long)
+    shares = system.attention(memory, tokens.to(next(iter(memory.values())).device)).float().cpu()
+    return [_joined(share[: len(ids)], word_of_each_token(tokenizer, ids)) for ids, share in zip(reports, shares)]
+
+
+def _joined(shares: torch.Tensor, words: list[int]) -> torch.Tensor:
+    """shares [L, V, h, w] of the ids, the word of each -> their means [W, V, h, w]."""
+    if not words:
+        return shares
+    number = torch.tensor(words)
+    joined = torch.zeros(words[-1] + 1, *shares.shape[1:]).index_add(0, number, shares)
+    return joined / torch.bincount(number)[:, None, None, None].clamp(min=1)
+
+
 class Attention:
     """Collects where the words looked while reports are written (`watch` of modules/generation.py).
 
@@ -58,23 +84,13 @@ class Attention:
     @torch.no_grad()
     def __call__(self, batch, memory: dict, reports: list[list[int]]) -> None:
         """One more batch, what the system encoded, the word ids written for each study."""
-        longest = max(map(len, reports))
-        if self.look is None or not longest:
+        if self.look is None:
             return
-        tokens = torch.full((len(reports), longest), self.system.padding)
-        for row, ids in enumerate(reports):
-            given = [self.system.bos, *ids][: len(ids)]  # what stood before each word when it was chosen
-            tokens[row, : len(given)] = torch.tensor(given, dtype=torch.long)
-        shares = self.look(memory, tokens.to(next(iter(memory.values())).device)).float().cpu()
-        for name, ids, share in zip(batch.ids, reports, shares):
-            if ids:
-                self.rows[name] = self._row(ids, share[: len(ids)])
+        shares = attention_of_words(self.system, self.tokenizer, memory, reports)
+        self.rows |= {name: self._row(ids, share) for name, ids, share in zip(batch.ids, reports, shares) if ids}
 
     def _row(self, ids: list[int], shares: torch.Tensor) -> dict:
-        """shares [L, V, h, w] of one study -> its row."""
-        words = torch.tensor(word_of_each_token(self.tokenizer, ids))
-        shares = torch.zeros(int(words[-1]) + 1, *shares.shape[1:]).index_add(0, words, shares)
-        shares = shares / torch.bincount(words)[:, None, None, None].clamp(min=1)
+        """shares [W, V, h, w] of one study -> its row."""
         peak = shares.amax((1, 2, 3))
         height, width = shares.shape[-2:]
         if max(height, width) > self.side:
