@@ -28,6 +28,7 @@ from modules.generation import write_split
 from modules.model_card import write_model_card
 from modules.precision import Precision, choose_device, seed_everything
 from modules.results_page.build import write_page
+from modules.results_page.diagnoses import write_diagnoses
 from modules.results_page.evidence import Attention, write_evidence
 from modules.run_folder import describe_run
 from modules.scoring.commands import PUBLISHED, print_marks, run_command, scoring_settings
@@ -88,8 +89,7 @@ def main(argv=None) -> None:
         print(json.dumps(all_flags(args), indent=1))
         return
 
-    if "diagnosis" in inputs:
-        diagnose_studies(args, data, [args.split], device, parts)
+    diagnosed = diagnose_studies(args, data, [args.split], device, parts) if "diagnosis" in inputs else None
     words = data.corpora["train"]
     tokenizer = kind.tokenizer_kind.from_state_dict(content["tokenizer"]) if ours else kind.make_tokenizer(words, args)
     system = kind.build(args, tokenizer, parts)
@@ -142,12 +142,9 @@ def main(argv=None) -> None:
         )
     print(f"written: {predictions}, metrics_{args.split}.json, scores_{args.split}.csv and labels_{args.split}.csv")
     if args.page:
-        write_evidence(
-            folder / f"evidence_{args.split}.jsonl",
-            dataset,
-            seen,
-            functools.partial(open_image, reading=reading_of(args)),
-        )
+        opener = functools.partial(open_image, reading=reading_of(args))
+        write_evidence(folder / f"evidence_{args.split}.jsonl", dataset, seen, opener)
+        write_diagnoses(folder, args.split, diagnosed)
         print(f"results page: {write_page(folder, args.split)}")
 
 

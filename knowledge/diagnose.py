@@ -54,10 +54,21 @@ def probabilities(
     return {study.id: row for study, row in zip(studies, rows)}
 
 
-def diagnosis_table(
+def diagnosis_table(bot: DiagnosisBot, studies, image_dir, **settings):
+    """{study id: K bits} by the bot's thresholds; settings as in `kept_probabilities`."""
+    found = kept_probabilities(bot, studies, image_dir, **settings)
+    return {name: bits_of(row, bot.thresholds.tolist()) for name, row in found.items()}
+
+
+def bits_of(probabilities: list[float], thresholds: list[float]) -> list[int]:
+    """K probabilities -> K bits."""
+    return [int(p > t) for p, t in zip(probabilities, thresholds)]
+
+
+def kept_probabilities(
     bot: DiagnosisBot, studies, image_dir, *, folder, device, num_workers=0, progress=True, reading: Reading = PLAIN
 ):
-    """{study id: K bits}, from the cache in `folder` where it has the study, the rest diagnosed and added; None: no cache.
+    """{study id: K probabilities}, from the cache in `folder` where it has the study, the rest made and added; None: no cache.
 
     The cache belongs to the bot's weights; a row counts only for the same image file, of the same size and date, and
     where its checksum agrees.
@@ -72,8 +83,7 @@ def diagnosis_table(
         known |= {name: (marks[name], row) for name, row in made.items()}
     if missing and path:
         write_atomic(path, lambda temporary: _write_cache(temporary, known, bot.labels))
-    thresholds = bot.thresholds.tolist()
-    return {s.id: [int(p > t) for p, t in zip(known[s.id][1], thresholds)] for s in studies}
+    return {study.id: known[study.id][1] for study in studies}
 
 
 def _mark(study: Study, image_dir) -> tuple[str, str, str]:
@@ -116,13 +126,14 @@ def _read_cache(path: Path, labels) -> dict:
     return known
 
 
-def diagnose_studies(args, data, splits, device, parts: dict | None = None) -> None:
+def diagnose_studies(args, data, splits, device, parts: dict | None = None) -> dict | None:
     """Fill data.tables["diagnosis"] for the studies of `splits`: from --diagnosis_path, else by the DiagnosisBot of a
-    checkpoint or of the flags."""
+    checkpoint or of the flags. Returns {"labels", "thresholds", "probabilities": {id: K}} of the bot; None where it was not
+    asked."""
     studies = [study for split in splits for study in data.studies[split]]
     if data.diagnosis is not None:
         data.tables["diagnosis"] = {study.id: data.diagnosis[study.id] for study in studies}
-        return
+        return None
     bot = open_bot(args, parts)
     settings = {
         "folder": args.cache_dir,
@@ -130,8 +141,10 @@ def diagnose_studies(args, data, splits, device, parts: dict | None = None) -> N
         "num_workers": args.num_workers,
         "reading": reading_of(args),
     }
-    table = processes.from_first(lambda: diagnosis_table(bot, studies, args.image_dir, **settings))
-    data.tables["diagnosis"] = table
+    found = processes.from_first(lambda: kept_probabilities(bot, studies, args.image_dir, **settings))
+    thresholds = bot.thresholds.tolist()
+    data.tables["diagnosis"] = {name: bits_of(row, thresholds) for name, row in found.items()}
+    return {"labels": list(bot.labels), "thresholds": thresholds, "probabilities": found}
 
 
 def open_bot(args, parts: dict | None = None) -> DiagnosisBot:

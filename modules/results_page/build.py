@@ -8,19 +8,26 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 from pycocoevalcap.rouge.rouge import Rouge
 
 from modules.artefact import ROOT, write_atomic
 from modules.errors import InputError
-from modules.results_page.compare import CONTRADICTED, MISSED, compare
+from modules.results_page.compare import CONTRADICTED, ELSEWHERE, MISSED, compare
+from modules.results_page.diagnoses import diagnosis_figures, read_diagnoses
 from modules.results_page.evidence import MASK_SIDE, read_evidence
-from modules.scoring.metrics import prepare
+from modules.scoring.metrics import REFERENCE_COLUMNS, prepare
 from modules.scoring.predictions import read_predictions
 from modules.text.labels import CHEXPERT_14
 
 HERE = Path(__file__).parent
-SCRIPT = ("base", "scores", "list", "study", "training", "run", "frame")  # one scope, in this order
+SCRIPT = (  # one scope, in this order
+    "base", "tables", "scores", "diagnosis", "pair", "list", "study", "viewer", "training", "run", "frame",
+)  # fmt: skip
 SHOWN_ELSEWHERE = ("intervals", "subsets", "by_label", "notes")
+FAMILIES = {*REFERENCE_COLUMNS, "ce", "radgraph", "radeval"}  # what a key of the system itself begins with
+COUNTED = {CONTRADICTED: "contradicted", MISSED: "missed", ELSEWHERE: "differing in side, place or size"}
+BASELINES = {"constant": ("constant report", "one training report, the best on validation, given to every study")}
 MARKER = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -33,37 +40,51 @@ def write_page(folder: str | Path, split: str = "test") -> Path:
     """Write the page of a results folder and return its path.
 
     Needed: predictions_<split>.csv, metrics_<split>.json. Used where they are: scores_<split>.csv, evidence_<split>.jsonl,
-    and log.jsonl of the run that trained the weights. Raises InputError when a needed file is missing or broken.
+    diagnosis_<split>.json, and log.jsonl of the run that trained the weights. Raises InputError when a needed file is missing
+    or one is broken.
     """
     folder = Path(folder)
     rows = read_predictions(folder / f"predictions_{split}.csv")
     content = read_json(folder / f"metrics_{split}.json")
     names, scores = study_scores(folder / f"scores_{split}.csv", rows)
     compared = [compare(row["reference"], row["prediction"]) for row in rows]
-    experts, studies = study_list(rows, compared, scores)
+    diagnosed = read_diagnoses(folder, split, [row["id"] for row in rows])
+    stated = np.array([[letter in "+?" for letter in found["states"][0]] for found in compared])
+    experts, studies = study_list(rows, compared, scores, diagnosed)
+    metrics = content["metrics"]
+    tables = metric_tables(metrics)
     run = {
         "title": folder.resolve().name,
         "split": split,
         "labels": CHEXPERT_14,
-        "tables": metric_tables(content["metrics"]),
+        "tables": tables,
         "subsets": [
             {"name": name, "studies": part["studies"], "tables": metric_tables(part)}
-            for name, part in content["metrics"].get("subsets", {}).items()
+            for name, part in metrics.get("subsets", {}).items()
         ],
-        "by_label": content["metrics"].get("by_label", {}),
+        "by_label": metrics.get("by_label", {}),
         "published": published_rows(content),
-        "notes": content["metrics"].get("notes", {}),
+        "notes": metrics.get("notes", {}),
         "facts": {key: value for key, value in content.items() if key not in ("metrics", "run", "scoring", "scored_again")},
         "test_run": content.get("run") or content.get("scoring") or {},
-        "texts": {k: v for k, v in content["metrics"].items() if "/" not in k and k not in SHOWN_ELSEWHERE},
+        "texts": {k: v for k, v in metrics.items() if "/" not in k and k not in SHOWN_ELSEWHERE},
         "curves": curves(content, folder),
         "scores": names,
         "experts": experts,
-        "constant": rows[0].get("constant", ""),
+        "baselines": baselines(tables, rows),
+        "diagnosis": diagnosis_figures(diagnosed, stated, CHEXPERT_14),
+        "thresholds": None if diagnosed is None else dict(zip(diagnosed["labels"], diagnosed["thresholds"].round(4).tolist())),
         "mask_side": MASK_SIDE,
     }
+    path = page_path(folder, split)
+    write_html(path, f"{run['title']}: {split}", run, studies, read_evidence(folder / f"evidence_{split}.jsonl"))
+    return path
+
+
+def write_html(path: Path, title: str, run: dict, studies: list, evidence: Iterable[tuple[str, str]]) -> None:
+    """Put a page together. studies: as `study_list` gives them; evidence: (id, row as JSON), others than `studies` left out."""
     parts = {
-        "title": html.escape(f"{run['title']}: {split}"),
+        "title": html.escape(title),
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "script": "\n".join((HERE / "script" / f"{part}.js").read_text(encoding="utf-8") for part in SCRIPT),
         "run": inert(json.dumps(run, ensure_ascii=False)),
@@ -71,19 +92,18 @@ def write_page(folder: str | Path, split: str = "test") -> Path:
     }
     halves = (HERE / "page.html").read_text(encoding="utf-8").split("{{evidence}}")
     head, foot = (MARKER.sub(lambda mark: parts[mark.group(1)], half) for half in halves)  # one pass: data may hold {{run}}
-    number = {row["id"]: place for place, row in enumerate(rows)}
+    number = {study[0]: place for place, study in enumerate(studies)}
 
     def write(temporary: Path) -> None:
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
             file.write(head)
-            for name, line in read_evidence(folder / f"evidence_{split}.jsonl"):
+            for name, line in evidence:
                 if name in number:
                     file.write(f'<script type="application/json" id="e{number[name]}">{inert(line)}</script>\n')
             file.write(foot)
 
-    path = page_path(folder, split)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, write)
-    return path
 
 
 def inert(text: str) -> str:
@@ -118,36 +138,60 @@ def published_rows(content: Mapping) -> dict:
 # -- studies -----------------------------------------------------------------------------------------------------------
 
 
-def study_list(rows: list[dict], compared: list[dict], scores: list[list]) -> tuple[list, list]:
+def study_list(
+    rows: list[dict], compared: list[dict], scores: list[list], diagnosed: Mapping | None = None
+) -> tuple[list, list]:
     """(expert reports, each once, as [id, text]; studies as lists, in the order the page's script reads them)."""
     experts: dict[tuple[str, str], int] = {}
     studies = []
-    for row, found, values in zip(rows, compared, scores):
+    for number, (row, found, values) in enumerate(zip(rows, compared, scores)):
         expert = None
         if row.get("knowledge_report") or row.get("knowledge_id"):
             expert = experts.setdefault((row.get("knowledge_id", ""), row.get("knowledge_report", "")), len(experts))
         studies.append(
             [
                 row["id"],
-                row["reference"],
-                row["prediction"],
+                [row["reference"], row["prediction"]],
                 found["states"],
-                found["relations"],
+                [found["relations"]],
                 found["statements"],
+                [found["details"]],
+                values + [found["relations"].count(kind) for kind in COUNTED],
                 row["diagnosis"].split("|") if row.get("diagnosis") else ([] if "diagnosis" in row else None),
                 expert,
                 row.get("knowledge_distance", ""),
-                values + [found["relations"].count(CONTRADICTED), found["relations"].count(MISSED)],
+                None if diagnosed is None else [round(float(p), 3) for p in diagnosed["probabilities"][number]],
+                read_graph(row["regions"], row.get("attributes", "")) if "regions" in row else None,
             ]
         )
     return [list(expert) for expert in experts], studies
 
 
+NAMED = re.compile(r"(.*?)(?: (\d(?:\.\d+)?))?")  # a name, and its probability unless it is an oracle's
+
+
+def named(text: str) -> list:
+    """ "left lung 0.98" -> ["left lung", 0.98]; None where no probability stands there."""
+    name, value = NAMED.fullmatch(text.strip()).groups()
+    return [name, None if value is None else float(value)]
+
+
+def read_graph(regions: str, attributes: str) -> list[list]:
+    """[[region, probability, [[attribute, probability], ...]], ...] of the columns `regions` and `attributes`."""
+    inside: dict[str, list] = {}
+    for part in filter(None, attributes.split("; ")):
+        region, _, names = part.partition(": ")
+        cut = r"(?<= \d\.\d\d), " if re.search(r" \d\.\d\d$", names) else ", "  # a name may hold a comma
+        inside[region] = [named(name) for name in re.split(cut, names) if name.strip()]
+    found = [named(region) for region in regions.split("|") if region]
+    return [[region, probability, inside.get(region, [])] for region, probability in found]
+
+
 def study_scores(path: Path, rows: list[dict]) -> tuple[list[dict], list[list]]:
     """What studies can be sorted by: [{"name", "less_is_better"}] and the values of each study, in the order of `rows`.
 
-    From scores_<split>.csv where it lies; else ROUGE-L of protocol r2gen. The counts of contradicted and missed findings
-    stand last; their values are added by study_list.
+    From scores_<split>.csv where it lies; else ROUGE-L of protocol r2gen. The counts of COUNTED stand last; their values are
+    added by study_list.
     """
     if path.is_file():
         names, values = read_scores(path, [row["id"] for row in rows])
@@ -156,7 +200,7 @@ def study_scores(path: Path, rows: list[dict]) -> tuple[list[dict], list[list]]:
         names = ["r2gen/ROUGE_L"]
         values = [[round(Rouge().calc_score([predicted or "\0"], [reference]), 4)] for reference, predicted in texts]
     listed = [{"name": name, "less_is_better": False} for name in names]
-    listed += [{"name": f"{what} findings", "less_is_better": True} for what in ("contradicted", "missed")]
+    listed += [{"name": f"{what} findings", "less_is_better": True} for what in COUNTED.values()]
     return listed, values
 
 
@@ -179,25 +223,44 @@ def read_scores(path: Path, ids: list[str]) -> tuple[list[str], list[list[float 
 # -- metrics -----------------------------------------------------------------------------------------------------------
 
 
+def split_key(key: str) -> tuple[str, str, str]:
+    """A key -> (baseline or "" for the system, what stands before the last stroke, the last part)."""
+    parts = key.split("/")
+    of = parts.pop(0) if len(parts) > 2 and parts[0] not in FAMILIES and parts[1] in FAMILIES else ""
+    return of, "/".join(parts[:-1]), parts[-1]
+
+
 def metric_tables(metrics: Mapping) -> list[dict]:
     """Every key with a stroke, as tables: the last part of a key is the column, what stands before it the row.
 
-    Rows with the same columns share a table, so that new metrics need no change here. A cell is [value or None, low,
-    high or None, key].
+    Rows of one family (text, clinical, another) with the same columns share a table, so that new metrics, label sets and
+    baselines need no change here. A row is {"row", "of": baseline or "", "cells"}, a cell [value or None, low, high, key].
     """
     intervals = metrics.get("intervals") or {}
-    rows: dict[str, dict[str, list]] = {}
+    rows: dict[tuple[str, str], dict[str, list]] = {}
     for key, value in metrics.items():
         if "/" in key and (value is None or isinstance(value, (int, float))):
-            row, column = key.rsplit("/", 1)
+            of, row, column = split_key(key)
             low, high = (intervals.get(key) or (None, None))[:2]
-            rows.setdefault(row, {})[column] = [value, low, high, key]
+            rows.setdefault((of, row), {})[column] = [value, low, high, key]
     tables: dict[tuple, dict] = {}
-    for row, cells in rows.items():
-        kind = (row.removeprefix("constant/").split("/")[0] in ("ce",), tuple(cells))
-        table = tables.setdefault(kind, {"columns": list(cells), "rows": []})
-        table["rows"].append({"row": row, "cells": list(cells.values())})
+    for (of, row), cells in rows.items():
+        first = row.split("/")[0]
+        family = "text" if first in REFERENCE_COLUMNS else "clinical" if first == "ce" else "other"
+        table = tables.setdefault((family, tuple(cells)), {"family": family, "columns": list(cells), "rows": []})
+        table["rows"].append({"row": row, "of": of, "cells": list(cells.values())})
     return list(tables.values())
+
+
+def baselines(tables: list[dict], rows: list[dict]) -> dict[str, dict]:
+    """{name: {"title", "about", "text"}} of the baselines that any table has; text where all studies get the same."""
+    there = dict.fromkeys(row["of"] for table in tables for row in table["rows"] if row["of"])
+    found = {}
+    for name in there:
+        title, about = BASELINES.get(name, (name.replace("_", " "), ""))
+        texts = {row.get(name, "") for row in rows}
+        found[name] = {"title": title.removesuffix(" *"), "about": about, "text": texts.pop() if len(texts) == 1 else ""}
+    return found
 
 
 # -- curves ------------------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """What two reports say of each of the 14 labels, where they say it, and how the two agree; by the rule-based labeler."""
 
+from modules.text.details import DETAILS, differing, read_details
 from modules.text.labeler import find_statements, label_report, one_line
 from modules.text.labels import CHEXPERT_14, NO_FINDING
 
 # one letter a label, so that a study's states and relations are two short texts
 STATES = {"positive": "+", "uncertain": "?", "negative": "-", "absent": "."}
 CONTRADICTED, MISSED, ADDED, HEDGED, AGREED, DENIED, ONE_DENIES, SILENT = "x", "m", "a", "h", "=", "d", "n", "."
+ELSEWHERE = "q"  # stated by both, with another side, place or size
 
 
 def relation(reference: str, prediction: str) -> str:
@@ -13,6 +15,7 @@ def relation(reference: str, prediction: str) -> str:
 
     x: stated (perhaps as uncertain) by one, denied by the other; m, a: stated by the reference or the prediction alone;
     h: stated by both, by one as uncertain; =: stated alike; d: denied by both; n: denied by one, the other is silent.
+    `compare` makes q of h and = where side, place or size differ.
     """
     if reference == prediction:
         return {"+": AGREED, "?": AGREED, "-": DENIED, ".": SILENT}[reference]
@@ -65,13 +68,34 @@ def states(text: str) -> str:
 
 
 def compare(reference: str, prediction: str) -> dict:
-    """Everything the page says of one pair of reports; letters in CHEXPERT_14 order. No Finding is no statement."""
+    """Everything the page says of one pair of reports; letters in CHEXPERT_14 order. No Finding is no statement.
+
+    details: [number of the label, words of the reference, words of the prediction, kinds that differ] of each finding that
+    both state and one at least describes. One that differs in side, place or size is not called agreed, but ELSEWHERE.
+    """
     said = states(reference), states(prediction)
     relations = [SILENT if label == NO_FINDING else relation(*pair) for label, *pair in zip(CHEXPERT_14, *said)]
+    details = []
+    for number, kind in enumerate(relations):
+        if kind in (AGREED, HEDGED):
+            pair = [read_details(text)[CHEXPERT_14[number]] for text in (reference, prediction)]
+            words = [detail_words(one) for one in pair]
+            differ = differing(*pair)
+            if any(words):
+                details.append([number, *words, differ])
+            if differ:
+                relations[number] = ELSEWHERE
     return {
         "states": said,
         "relations": "".join(relations),
         "statements": (statements(reference), statements(prediction)),
+        "details": details,
     }
 
 
+def detail_words(found: dict[str, set[str]]) -> str:
+    """The details of a finding for people: "left; lower; small or mild"."""
+    order = {value: place for rows in DETAILS.values() for place, value in enumerate(rows)}
+    both = {"left", "right"}
+    shown = ("both sides" if found[kind] == both else " and ".join(sorted(found[kind], key=order.get)) for kind in DETAILS)
+    return "; ".join(filter(None, shown))

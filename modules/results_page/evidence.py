@@ -3,9 +3,12 @@
 A run keeps it in `evidence_<split>.jsonl`, one study a row, so the page can be made anew without the model:
 
     {"id", "images": [{"path", "seen", "jpeg", "note", "mask", "mask_share", "mask_used"}],
-     "attention": {"text", "grid": [V, h, w], "full_grid": [h, w], "peak": [W], "maps": W * V * h * w bytes}}
+     "attention": {"text", "grid": [V, h, w], "full_grid": [h, w], "peak": [W], "maps": W * V * h * w bytes},
+     "graph": {"boxes": {region: [x0, y0, x1, y1]}, "truth": {region: [attributes]} or null}}
 
-jpeg, mask and maps are base64; a mask is MASK_SIDE x MASK_SIDE packed bits; W counts the words of the prediction.
+`graph` is there where the system reads scene graphs: boxes of the first image in fractions of it, and what the report
+speaks of. seen is null where nobody knows what the system was given (a scored file of another program). jpeg, mask and maps
+are base64; a mask is MASK_SIDE x MASK_SIDE packed bits; W counts the words of the prediction.
 A map is scaled to its own peak (255), `peak` is the share of the attention that fell on that patch. `text` is the report
 that was written: the page shows no attention beside another one.
 """
@@ -14,9 +17,10 @@ import base64
 import io
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -29,14 +33,19 @@ from modules.errors import InputError
 MASK_SIDE = 100
 ATTENTION_BYTES = 60_000_000  # all maps of a page together, base64; larger sets get coarser maps
 WORDS = 60  # of a report, to plan with
-MANY_IMAGES = 2_000  # from here on images are SMALL
-LARGE, SMALL = 320, 224  # longest side, pixels
+PIXELS = 200_000_000  # of all images together; larger sets get smaller images
+LARGEST, SMALLEST = 768, 224  # longest side of an image
 AT_MOST = 150_000_000  # bytes of a file; the studies after that have no images on the page
 
 
 def map_side(studies: int, views: int = 1) -> int:
     """Longest side of a stored map, so that those of all studies stay below ATTENTION_BYTES (at least 4)."""
     return max(4, int(math.sqrt(ATTENTION_BYTES * 3 / 4 / (studies * views * WORDS))))
+
+
+def image_side(images: int) -> int:
+    """Longest side of a stored image, so that all together have about PIXELS."""
+    return max(SMALLEST, min(LARGEST, int(math.sqrt(PIXELS / max(1, images)))))
 
 
 def word_of_each_token(tokenizer, ids: list[int]) -> list[int]:
@@ -105,8 +114,8 @@ class Attention:
         }
 
 
-def image_row(path: str, *, seen: bool, side: int, dataset, open_image: Callable) -> dict:
-    """A image of a study for the page; one that cannot be read gives a note in its place."""
+def image_row(path: str, *, seen: bool | None, side: int, dataset, open_image: Callable) -> dict:
+    """An image of a study for the page; one that cannot be read gives a note in its place."""
     row: dict = {"path": path, "seen": seen}
     try:
         image = dataset.augment.frame(open_image(f"{dataset.image_dir}/{path}")).convert("L")
@@ -126,32 +135,81 @@ def image_row(path: str, *, seen: bool, side: int, dataset, open_image: Callable
     return row
 
 
+def graph_row(dataset, image: str) -> dict:
+    """Boxes of the regions of an image, and what its report says of them where the file of scene graphs knows."""
+    graph, layout = dataset.scene_graphs.of(image), dataset.scene_graphs.layout
+    names = [layout.regions[number] for number in graph.regions]
+    truth = None
+    if dataset.scene_graphs.with_attributes:
+        truth = {
+            name: [text for text, there in zip(layout.attributes[number], row) if there]
+            for name, number, row, spoken in zip(names, graph.regions, graph.attributes, graph.spoken)
+            if spoken
+        }
+    return {"boxes": {name: [round(float(x), 4) for x in box] for name, box in zip(names, graph.boxes)}, "truth": truth}
+
+
 def write_evidence(path: str | Path, dataset, attention: dict[str, dict], open_image: Callable) -> None:
     """Write evidence_<split>.jsonl of the studies of `dataset` (data/batches.py), in their order.
 
     attention: the `rows` of Attention. open_image: path -> PIL image, InputError when it cannot be read. Images
     that the system was not given (beyond --max_views) are there too, marked so.
     """
-    images = sum(len(study.images) for study in dataset.studies)
-    side = LARGE if images <= MANY_IMAGES else SMALL
+    side = image_side(sum(len(study.images) for study in dataset.studies))
 
-    def row(study) -> str:
+    def row(study) -> dict:
         facts = {"side": side, "dataset": dataset, "open_image": open_image}
         shown = [image_row(p, seen=n < dataset.max_views, **facts) for n, p in enumerate(study.images)]
         content = {"id": study.id, "images": shown, "attention": attention.get(study.id)}
-        return json.dumps(content, separators=(",", ":")) + "\n"
+        if "boxes" in dataset.needs:
+            content["graph"] = graph_row(dataset, study.images[0])
+        return content
+
+    write_rows(path, dataset.studies, row)
+
+
+def write_images(path: str | Path, images: Mapping[str, Sequence[str]], folder: str | Path, open_image: Callable) -> None:
+    """Evidence of a scored file: the images of its studies, {id: paths in `folder`}; one that cannot be read leaves a note."""
+    side = image_side(sum(map(len, images.values())))
+    whole = SimpleNamespace(frame=lambda image: image)
+    plain = SimpleNamespace(augment=whole, image_dir=folder, mask_rule=None, needs=())
+
+    def row(name: str) -> dict:
+        facts = {"side": side, "dataset": plain, "open_image": open_image}
+        return {"id": name, "images": [image_row(p, seen=None, **facts) for p in images[name]], "attention": None}
+
+    write_rows(path, list(images), row)
+
+
+def write_rows(path: str | Path, studies: Sequence, row: Callable[..., dict]) -> None:
+    """One row of evidence per study, in order, until the file holds AT_MOST bytes."""
+
+    def line(study) -> str:
+        return json.dumps(row(study), separators=(",", ":")) + "\n"
 
     def write(temporary: Path) -> None:
         size = 0
         with open(temporary, "w", encoding="utf-8") as file, ThreadPoolExecutor(4) as pool:
-            for start in range(0, len(dataset.studies), 64):
-                for line in pool.map(row, dataset.studies[start : start + 64]):
-                    file.write(line)
-                    size += len(line)
+            for start in range(0, len(studies), 64):
+                for text in pool.map(line, studies[start : start + 64]):
+                    file.write(text)
+                    size += len(text)
                 if size > AT_MOST:
                     break
 
     write_atomic(path, write)
+
+
+def annotation_images(path: str | Path, split: str, folder: str | Path) -> dict[str, list[str]]:
+    """{id: image files} of a split of an annotation, as far as any of a study's lie in `folder`; it was read before."""
+    rows = json.loads(Path(path).read_text(encoding="utf-8")).get(split, [])
+    found = {str(row["id"]): _paths(row.get("image_path")) for row in rows}
+    return {name: paths for name, paths in found.items() if any((Path(folder) / one).is_file() for one in paths)}
+
+
+def _paths(value) -> list[str]:
+    """An annotation's image_path: a list, one path, or nothing."""
+    return [value] if isinstance(value, str) else [one for one in value or [] if isinstance(one, str)]
 
 
 def read_evidence(path: str | Path) -> Iterable[tuple[str, str]]:

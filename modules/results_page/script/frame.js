@@ -1,8 +1,10 @@
 // The frame: parts of the page, theme, keys, start.
 
 function show() {
-  const [name, id] = location.hash.slice(1).split("/");
-  const view = ["scores", "studies", "training", "run"].includes(name) ? name : "scores";
+  const [path, filters] = location.hash.slice(1).split("?"),
+    [name, id] = path.split("/");
+  const link = document.querySelector(`#tabs a[href="#${CSS.escape(name)}"]`);
+  const view = link && !link.hidden ? name : "scores";
   document.body.dataset.view = view;
   for (const section of document.querySelectorAll(".view")) section.hidden = section.id !== `view-${view}`;
   for (const link of document.querySelectorAll("#tabs a")) {
@@ -10,6 +12,8 @@ function show() {
     else link.removeAttribute("aria-current");
   }
   if (view === "studies") {
+    // the bare name comes back to what was open
+    if (id || filters) readFilters(new URLSearchParams(filters));
     const wanted = id ? STUDIES.find((study) => encodeURIComponent(study.id) === id) : null;
     if (wanted && wanted !== current) drawStudy(wanted);
     refill(true);
@@ -25,7 +29,7 @@ function theme(name) {
 }
 
 function keys(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || $("help").open || $("zoom").open) return;
   const typing =
     /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== "checkbox" && event.target.type !== "range";
   const inStudies = document.body.dataset.view === "studies",
@@ -43,7 +47,7 @@ function keys(event) {
   } else if (event.key === "Enter" && event.target === $("search")) $("list").focus();
   else if (typing) done = false;
   else if (event.key === "/") {
-    location.hash = inStudies ? location.hash : "#studies";
+    if (!inStudies) location.hash = "#studies";
     show();
     $("search").focus();
     $("search").select();
@@ -55,16 +59,18 @@ function keys(event) {
   else if (inList && event.key === "PageUp") select(selected - page);
   else if (inList && event.key === "Home") select(0);
   else if (inList && event.key === "End") select(order.length - 1);
-  else if (inList && event.key === "Enter") (document.querySelector("#prediction .w") || $("detail")).focus();
+  else if (inList && event.key === "Enter") (document.querySelector(".w") || $("detail")).focus();
   else if (event.key === "a" && $("mask")) $("mask").click();
+  else if (event.key === "e") openZoom();
   else done = false;
   if (done) event.preventDefault();
 }
 
 function start() {
   $("title").textContent = RUN.title;
-  $("subtitle").textContent =
-    `${RUN.facts.weights && FLAGS.model ? `${FLAGS.model} on ${FLAGS.dataset_name}, ` : ""}${RUN.split} split, ${studiesOf(STUDIES.length)}. Research software, not for clinical use.`;
+  $("subtitle").textContent = PAIR
+    ? `${studiesOf(STUDIES.length)}, ${RUN.split} split. Research software, not for clinical use.`
+    : `${RUN.facts.weights && FLAGS.model ? `${FLAGS.model} on ${FLAGS.dataset_name}, ` : ""}${RUN.split} split, ${studiesOf(STUDIES.length)}. Research software, not for clinical use.`;
   if (RUN.facts.oracle_labels) {
     $("banner").hidden = false;
     $("banner").textContent =
@@ -84,10 +90,18 @@ function start() {
   addEventListener("resize", () => drawRows());
   addEventListener("hashchange", show);
   addEventListener("keydown", keys);
+  startZoom();
   fillChoices();
-  drawScores();
-  drawTraining();
-  drawRun();
+  if (PAIR) {
+    drawPair();
+    document.querySelector('#tabs a[href="#training"]').hidden = true;
+    document.querySelector('#tabs a[href="#diagnosis"]').hidden = true;
+  } else {
+    drawScores();
+    drawDiagnosis();
+    drawTraining();
+    drawRun();
+  }
   show();
 }
 

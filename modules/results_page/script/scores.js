@@ -3,50 +3,34 @@
 function scoreCell(cell) {
   if (!cell) return el("td", { class: "number", text: "\u2013" });
   const [value, low, high, key] = cell;
-  const node = el("td", { class: "number", title: key, text: shown(value) });
-  if (value === null) node.title = `${key}: ${RUN.notes[key] || RUN.notes[key.split("/").at(-1)] || "could not be computed"}`;
+  const node = el("td", { class: "number", title: keyName(key), text: shown(value) });
+  if (value === null) node.title = `${keyName(key)}: ${RUN.notes[key] || RUN.notes[key.split("/").at(-1)] || "could not be computed"}`;
   if (low !== null && low !== undefined)
     node.append(el("span", { class: "interval", text: `${shown(low)}\u2013${shown(high)}` }));
   return node;
 }
 
+const quietText = (text) => el("p", { class: "quiet about", text });
+const baselineName = (name) => RUN.baselines[name]?.title || name.replaceAll("_", " ");
+const cellsByKey = (tables) => new Map(tables.flatMap(({ rows }) => rows.flatMap(({ of, cells }) => cells.map((cell) => [`${of}:${cell[3].slice(of ? of.length + 1 : 0)}`, cell]))));
+
 function drawScores() {
   const view = $("view-scores");
-  const flat = new Map(RUN.tables.flatMap((table) => table.rows.flatMap((row) => row.cells.map((cell) => [cell[3], cell]))));
-  const wanted = ["r2gen/BLEU_1", "r2gen/BLEU_4", "r2gen/METEOR", "r2gen/ROUGE_L", "r2gen/CIDEr"];
-  wanted.push(...[...flat.keys()].filter((key) => /^ce\/[^/]+\/14\/micro\/u1\/f1$/.test(key)));
-  const tiles = el("div", { class: "tiles" });
-  for (const key of wanted.filter((name) => flat.has(name))) {
-    const constant = flat.get(`constant/${key}`),
-      [value, low, high] = flat.get(key);
-    tiles.append(
-      el(
-        "div",
-        { class: "tile" },
-        el("h3", { text: metricName(key) }),
-        el("div", { class: "value", text: shown(value) }),
-        low === null || low === undefined ? null : el("p", { text: `95%: ${shown(low)}\u2013${shown(high)}` }),
-        constant ? el("p", { text: `constant report ${shown(constant[0])}` }) : null,
-      ),
-    );
-  }
-  const { studies, distinct_reports: distinct, commonest_share: commonest } = RUN.texts;
-  tiles.append(
-    el(
-      "div",
-      { class: "tile" },
-      el("h3", { text: "Distinct reports" }),
-      el("div", { class: "value", text: distinct.toLocaleString("en") }),
-      el("p", { text: `of ${studies.toLocaleString("en")}; the commonest is ${percent(commonest)}` }),
-    ),
+  const family = (name) => RUN.tables.filter((table) => table.family === name);
+  view.append(
+    tiles(),
+    ...family("text").flatMap(textTables),
+    ...family("clinical").flatMap(clinicalTables),
+    findingsTable(),
+    ...family("other").flatMap((table) => [el("h2", { text: metricName(table.columns.join(", ")) }), metricTable("scores", table.rows, table.columns)]),
+    ...subsets(),
+    ...byLabel(),
   );
-  const tables = RUN.tables.map(metricTable);
-  view.append(tiles, ...(tables.shift() || []), findingsTable(), ...tables.flat(), ...subsets(), ...byLabel());
   const notes = Object.entries(RUN.notes);
   if (notes.length)
     view.append(
       el("h2", { text: "Notes" }),
-      el("ul", { class: "notes" }, ...notes.map(([key, text]) => el("li", { text: `${key}: ${text}` }))),
+      el("ul", { class: "notes" }, ...notes.map(([key, text]) => el("li", { text: `${keyName(key)}: ${text}` }))),
     );
   view.append(
     el("h2", { text: "Texts" }),
@@ -59,258 +43,240 @@ function drawScores() {
       ]),
     ),
   );
-  if (RUN.constant)
+  const given = Object.values(RUN.baselines);
+  if (given.length)
     view.append(
-      el("h2", { text: "The constant report" }),
-      el("p", {
-        class: "quiet",
-        text: "One training report, the best on validation, given to every study: what a system must beat.",
-      }),
-      el("blockquote", { text: RUN.constant }),
+      el("h2", { text: "Baselines" }),
+      ...given.flatMap(({ title, about, text }) => [
+        quietText(`${title}${about ? `: ${about}` : ""}.`),
+        text ? el("blockquote", { text }) : null,
+      ]),
     );
 }
 
-function metricTable(table) {
-  const nlg = table.columns.some((name) => name.startsWith("BLEU") || name === "CIDEr");
-  const marks = [...(RUN.facts.oracle_labels ? ["oracle"] : []), ...(RUN.facts.marks || [])];
-  const badges = () => marks.map((text) => el("span", { class: "badge", text }));
-  const rows = table.rows.map(({ row, cells }) => ({
-    constant: row.startsWith("constant/"),
-    row: row.replace(/^constant\//, ""),
-    cells,
-  }));
-  const names = [...new Set(rows.map((row) => row.row))];
-  rows.sort((a, b) => names.indexOf(a.row) - names.indexOf(b.row) || a.constant - b.constant);
-  const body = el("tbody");
-  let last = null;
-  for (const { constant, row, cells } of rows) {
-    const kind = `${constant ? "" : "own"}${row === last ? "" : " group"}`;
-    body.append(
+/** The figures that people look for first, each beside its best baseline. */
+function tiles() {
+  const flat = cellsByKey(RUN.tables),
+    text = RUN.tables.find((table) => table.family === "text"),
+    protocol = text?.rows[0].row;
+  const wanted = ["BLEU_1", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr"].map((name) => `${protocol}/${name}`);
+  wanted.push(...[...flat.keys()].map((key) => key.slice(1)).filter((key) => /^ce\/.*\/micro\/u1\/f1$/.test(key)).slice(0, 1));
+  const box = el("div", { class: "tiles" });
+  for (const key of wanted.filter((name) => flat.has(`:${name}`))) {
+    const [value, low, high] = flat.get(`:${key}`);
+    const [best, name] = Object.keys(RUN.baselines)
+      .map((of) => [flat.get(`${of}:${key}`)?.[0] ?? null, of])
+      .reduce((a, b) => (b[0] !== null && (a[0] === null || b[0] > a[0]) ? b : a), [null, ""]);
+    box.append(
       el(
-        "tr",
-        { class: kind },
-        el("th", { scope: "row", class: "mono", text: row }),
-        el("td", {}, constant ? "constant report" : "this system ", ...(constant ? [] : badges())),
-        ...cells.map(scoreCell),
+        "div",
+        { class: "tile", title: keyName(key) },
+        el("h3", { text: key.startsWith("ce/") ? `F1, ${LABEL_SETS[key.split("/")[2]] || key.split("/")[2]}` : metricName(key.split("/")[1]) }),
+        el("div", { class: "value", text: shown(value) }),
+        low === null || low === undefined ? null : el("p", { text: `95%: ${shown(low)}\u2013${shown(high)}` }),
+        best === null ? null : el("p", { text: `${baselineName(name)} ${shown(best)}` }),
       ),
     );
-    last = row;
   }
-  if (nlg)
-    for (const [system, values] of Object.entries(RUN.published)) {
+  const { studies, distinct_reports: distinct, commonest_share: commonest } = RUN.texts;
+  box.append(
+    el(
+      "div",
+      { class: "tile" },
+      el("h3", { text: "Distinct reports" }),
+      el("div", { class: "value", text: whole(distinct) }),
+      el("p", { text: `of ${whole(studies)}; the commonest is ${percent(commonest)}` }),
+    ),
+  );
+  return box;
+}
+
+/** Rows of one thing (a protocol, an average): this system, then the baselines, then `more` rows of texts and cells. */
+function metricTable(name, rows, columns, { heads = null, more = [] } = {}) {
+  const marks = [...(RUN.facts.oracle_labels ? ["oracle"] : []), ...(RUN.facts.marks || [])];
+  const names = [...new Set(rows.map(({ row }) => row))];
+  const body = el("tbody");
+  for (const row of names) {
+    if (heads || names.length > 1)
+      body.append(
+        el("tr", { class: "group" }, el("th", { scope: "rowgroup", class: "what", colspan: columns.length + 1, text: heads ? heads(row) : row })),
+      );
+    const own = rows.filter((one) => one.row === row).sort((a, b) => (a.of !== "") - (b.of !== ""));
+    for (const { of, cells } of own)
       body.append(
         el(
           "tr",
-          { class: `published${last === "published" ? "" : " group"}` },
-          el("th", { scope: "row", text: "published" }),
-          el("td", { text: system }),
+          { class: of ? "" : "own" },
+          el("th", { scope: "row" }, of ? baselineName(of) : "this system ", ...(of ? [] : marks.map((text) => el("span", { class: "badge", text })))),
+          ...cells.map(scoreCell),
+        ),
+      );
+  }
+  body.append(...more);
+  const head = el("tr", {}, el("th", { text: "system" }), ...columns.map((column) => el("th", { class: "number", text: metricName(column) })));
+  return tableBox(name, el("table", { class: "scores" }, el("thead", {}, head), body));
+}
+
+/** Text metrics: the first protocol, the others behind their names. */
+function textTables(table) {
+  const protocols = [...new Set(table.rows.map(({ row }) => row))];
+  const published = (protocol) =>
+    Object.entries(RUN.published)
+      .filter(([, values]) => (values.protocol || "r2gen") === protocol)
+      .map(([system, values]) =>
+        el(
+          "tr",
+          { class: "published" },
+          el("th", { scope: "row", text: `${system}, published` }),
           ...table.columns.map((name) => scoreCell(name in values ? [values[name], null, null, name] : null)),
         ),
       );
-      last = "published";
-    }
-  const head = el(
-    "tr",
-    {},
-    el("th", { text: nlg ? "protocol" : "what" }),
-    el("th", { text: "system" }),
-    ...table.columns.map((name) => el("th", { class: "number", text: metricName(name) })),
-  );
-  const clinical = /^(constant\/)?ce\//.test(table.rows[0].row);
-  const title = nlg ? "Text metrics" : clinical ? "Clinical metrics" : metricName(table.columns.join(", "));
-  const about = nlg
-    ? "The same texts score differently under another preparation, so the protocol is part of each figure. Published rows as their papers give them."
-    : clinical
-      ? "Named by labeler, labels (14 or 5), average, and what an uncertain finding counts as: u0 absent, u1 present."
-      : "";
+  const one = (protocol) => metricTable(`text metrics, ${protocol}`, table.rows.filter(({ row }) => row === protocol), table.columns, { more: published(protocol) });
+  const title = (protocol) => `Protocol ${protocol}${PROTOCOLS[protocol] ? `: ${PROTOCOLS[protocol]}` : ""}`;
   return [
-    el("h2", { text: title }),
-    about ? el("p", { class: "quiet", text: about, style: "margin-bottom:.6rem" }) : null,
-    el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), body)),
-  ].filter(Boolean);
+    el("h2", { text: "Text metrics" }),
+    quietText(`${title(protocols[0])}. The same texts score differently under another preparation, so the protocol is part of each figure. Published rows as their papers give them.`),
+    one(protocols[0]),
+    ...protocols.slice(1).map((protocol) => folded(title(protocol), () => [one(protocol)])),
+  ];
+}
+
+/** Clinical metrics: a table for each labeler, label set and rule, in words; the first with "uncertain counts as present" stands open. */
+function clinicalTables(table) {
+  const kinds = new Map(); // "labeler, set, rule" -> rows
+  for (const row of table.rows) {
+    const [, labeler, set, , rule] = row.row.split("/");
+    const kind = [labeler, set, rule].join("/");
+    kinds.set(kind, [...(kinds.get(kind) || []), row]);
+  }
+  const words = (kind) => {
+    const [labeler, set, rule] = kind.split("/");
+    return `${LABEL_SETS[set] || set}; ${UNCERTAIN[rule] || rule}; ${labelerName(labeler)}`;
+  };
+  const one = (kind) =>
+    metricTable(`clinical metrics, ${words(kind)}`, kinds.get(kind), table.columns, {
+      heads: (row) => `${AVERAGES[row.split("/")[3]] || row.split("/")[3]} (${row.split("/")[3]})`,
+    });
+  const open = [...kinds.keys()].find((kind) => kind.endsWith("/u1")) || [...kinds.keys()][0];
+  return [
+    el("h2", { text: "Clinical metrics" }),
+    quietText(`Does the prediction state the findings of the reference? ${words(open)}.`),
+    one(open),
+    ...[...kinds.keys()].filter((kind) => kind !== open).map((kind) => folded(words(kind), () => [one(kind)])),
+  ];
 }
 
 /** Scores of parts of the split: a table over them, and every figure of each behind its name. */
 function subsets() {
-  const [first] = RUN.tables,
+  const first = RUN.tables.find(({ family }) => family === "text"),
     parts = RUN.subsets.filter((part) => part.tables.length);
   if (!parts.length || !first) return [];
-  const nodes = [
-    el("h2", { text: "Parts of the split" }),
-    el("p", {
-      class: "quiet",
-      text: `Chosen by the references alone; protocol ${first.rows[0].row}.`,
-      style: "margin-bottom:.6rem",
-    }),
-  ];
-  const body = el("tbody"),
-    own = first.rows[0].row;
-  for (const { name, studies, tables } of parts)
-    for (const row of [own, `constant/${own}`]) {
-      const found = tables.flatMap((table) => table.rows).find((other) => other.row === row);
-      if (found)
-        body.append(
-          el(
-            "tr",
-            { class: row === own ? "group" : "" },
-            el("th", { scope: "row", text: row === own ? name.replace("_", " ") : "" }),
-            el("td", { class: "number", text: row === own ? studies.toLocaleString("en") : "" }),
-            el("td", { text: row === own ? "this system" : "constant report" }),
-            ...found.cells.map(scoreCell),
-          ),
-        );
-    }
-  nodes.push(
-    el(
-      "div",
-      { class: "scroll" },
-      el(
-        "table",
-        {},
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            el("th", { text: "part" }),
-            el("th", { class: "number", text: "studies" }),
-            el("th", { text: "system" }),
-            ...first.columns.map((name) => el("th", { class: "number", text: metricName(name) })),
-          ),
-        ),
-        body,
-      ),
-    ),
-  );
-  for (const { name, tables } of parts.filter((part) => part.tables.length > 1)) {
-    nodes.push(
-      el(
-        "details",
-        {
-          ontoggle: (event) => {
-            if (event.target.open && event.target.children.length === 1) event.target.append(...tables.flatMap(metricTable));
-          },
-        },
-        el("summary", { text: `Every figure: ${name.replace("_", " ")}` }),
-      ),
+  const protocol = first.rows[0].row,
+    named = (name) => name.replace("label/", "").replaceAll("_", " ");
+  const body = el("tbody");
+  for (const { name, studies, tables } of parts) {
+    body.append(
+      el("tr", { class: "group" }, el("th", { scope: "rowgroup", class: "what", colspan: first.columns.length + 1, text: `${named(name)}: ${studiesOf(studies)}` })),
     );
+    for (const { row, of, cells } of tables.flatMap((table) => table.rows))
+      if (row === protocol)
+        body.append(
+          el("tr", { class: of ? "" : "own" }, el("th", { scope: "row", text: of ? baselineName(of) : "this system" }), ...cells.map(scoreCell)),
+        );
   }
-  return nodes;
+  const head = el("tr", {}, el("th", { text: "system" }), ...first.columns.map((name) => el("th", { class: "number", text: metricName(name) })));
+  return [
+    el("h2", { text: "Parts of the split" }),
+    folded(`Abnormal and normal studies, those that speak of earlier ones, each finding: protocol ${protocol}`, () => [
+      quietText("Chosen by the references alone."),
+      tableBox("parts of the split", el("table", { class: "scores" }, el("thead", {}, head), body)),
+    ]),
+    ...parts
+      .filter((part) => part.tables.length > 1)
+      .map(({ name, tables }) =>
+        folded(`Every figure: ${named(name)}`, () =>
+          tables.flatMap((table) => [
+            metricTable(`${named(name)}, ${table.family}`, table.rows, table.columns, {
+              heads: (row) => (row.startsWith("ce/") ? keyName(row) : row),
+            }),
+          ]),
+        ),
+      ),
+  ];
 }
+
+const COUNTS = ["reference", "prediction"]; // of by_label: how many studies, not a share
 
 /** Precision, recall and F1 of each label, by labeler and by what an uncertain finding counts as. */
 function byLabel() {
   return Object.entries(RUN.by_label).flatMap(([labeler, table]) => {
-    const rules = Object.keys(Object.values(table)[0] || {}),
-      names = Object.keys(Object.values(table)[0]?.[rules[0]] || {});
-    const body = el(
-      "tbody",
-      {},
-      ...Object.entries(table).map(([label, found]) =>
-        el(
-          "tr",
-          {},
-          el("th", { scope: "row", text: label }),
-          ...rules.flatMap((rule) =>
-            names.map((name) =>
-              el("td", { class: "number", title: `${label}, ${rule}, ${name}`, text: shown(found[rule][name]) }),
-            ),
-          ),
-        ),
-      ),
-    );
-    const head = [
-      el(
-        "tr",
-        {},
-        el("th"),
-        ...rules.map((rule) =>
-          el("th", {
-            class: "number",
-            colspan: names.length,
-            text: rule === "u0" ? "uncertain counts as absent" : rule === "u1" ? "uncertain counts as present" : rule,
-          }),
-        ),
-      ),
-      el(
-        "tr",
-        {},
-        el("th", { text: "label" }),
-        ...rules.flatMap(() => names.map((name) => el("th", { class: "number", text: name }))),
-      ),
-    ];
+    const rules = Object.keys(Object.values(table)[0] || {});
+    const one = (rule) => {
+      const names = Object.keys(Object.values(table)[0]?.[rule] || {});
+      const rows = Object.entries(table).map(([label, found]) => [
+        label,
+        ...names.map((name) => (COUNTS.includes(name) ? whole(found[rule][name]) : shown(found[rule][name]))),
+      ]);
+      const heads = names.map((name) => (COUNTS.includes(name) ? `in ${name}` : name === "f1" ? "F1" : name));
+      return tableBox(`by finding, ${labelerName(labeler)}, ${UNCERTAIN[rule] || rule}`, plainTable(["finding", ...heads], rows, (k) => k > 0));
+    };
     return [
-      el("h2", { text: `By label: ${labeler}` }),
-      el("div", { class: "scroll" }, el("table", {}, el("thead", {}, ...head), body)),
+      el("h2", { text: `Finding by finding: ${labelerName(labeler)}` }),
+      ...rules.map((rule) => folded(UNCERTAIN[rule] || rule, () => [one(rule)])),
     ];
   });
 }
 
-/** How often each finding is stated, agreed on, contradicted ...; every count leads to its studies. */
+const HEAT = [
+  ["in-reference", "in reference", "accent"],
+  ["in-prediction", "in prediction", "accent"],
+  ["=", "agreed =", "same"],
+  ["q", "differs in detail \u2248", "one"],
+  ["h", "hedged ~", "one"],
+  ["m", "missed \u2212", "one"],
+  ["a", "added +", "one"],
+  ["x", "contradicted \u2260", "clash"],
+  ["d", "denied by both", "soft"],
+];
+
+/** Findings x states as a heat map: how often each is stated, agreed on, contradicted ...; every count leads to its studies. */
 function findingsTable() {
-  const columns = [
-    ["in-reference", "in reference"],
-    ["in-prediction", "in prediction"],
-    ["=", "agreed"],
-    ["x", "contradicted"],
-    ["m", "missed"],
-    ["a", "added"],
-    ["h", "hedged"],
-    ["d", "denied by both"],
-  ];
-  const body = el("tbody");
-  RUN.labels.forEach((label, k) => {
-    const counts = columns.map(([kind]) => STUDIES.reduce((sum, study) => sum + matches(study, k, kind), 0));
-    if (!counts.some(Boolean)) return;
-    body.append(
+  const rows = RUN.labels
+    .map((label, k) => [label, k, HEAT.map(([kind]) => STUDIES.reduce((sum, study) => sum + matches(study, k, kind), 0))])
+    .filter(([, , counts]) => counts.some(Boolean));
+  const most = Math.max(1, ...rows.flatMap(([, , counts]) => counts.slice(0, -1)));
+  const heat = (count, tone) =>
+    count ? `background: color-mix(in srgb, var(--${tone}) ${Math.round(8 + 40 * Math.sqrt(Math.min(1, count / most)))}%, var(--panel))` : null;
+  const body = rows.map(([label, k, counts]) => [
+    el("th", { scope: "row", text: label }),
+    ...counts.map((count, c) =>
       el(
-        "tr",
-        {},
-        el("th", { scope: "row", text: label }),
-        ...counts.map((count, c) =>
-          el(
-            "td",
-            { class: "number" },
-            count
-              ? el("button", {
-                  type: "button",
-                  class: "link",
-                  text: count.toLocaleString("en"),
-                  "aria-label": `${count} studies: ${label} ${columns[c][1]}`,
-                  onclick: () => showFiltered(String(k), columns[c][0]),
-                })
-              : el("span", { class: "quiet", text: "0" }),
-          ),
-        ),
+        "td",
+        { class: "number heat", style: heat(count, HEAT[c][2]) },
+        count
+          ? el("button", {
+              type: "button",
+              class: "link",
+              text: whole(count),
+              "aria-label": `${studiesOf(count)}: ${label} ${HEAT[c][1]}`,
+              onclick: () => showFiltered(String(k), HEAT[c][0]),
+            })
+          : el("span", { class: "quiet", text: "0" }),
       ),
-    );
-  });
-  const head = el(
-    "tr",
-    {},
-    el("th", { text: "finding" }),
-    ...columns.map(([kind, name]) =>
-      el("th", { class: "number", text: `${name}${RELATIONS[kind] && RELATIONS[kind].sign ? ` ${RELATIONS[kind].sign}` : ""}` }),
     ),
-  );
+  ]);
+  const table = plainTable(["finding", ...HEAT.map(([, name]) => name)], body, (k) => k > 0);
+  table.id = "findings";
   return el(
     "div",
     {},
-    el("h2", { text: "Findings, study by study" }),
-    el("p", {
-      class: "quiet",
-      style: "margin-bottom:.6rem",
-      text: "What the rule-based labeler reads in reference and prediction. Select a number to see its studies.",
-    }),
-    el("div", { class: "scroll" }, el("table", { id: "findings" }, el("thead", {}, head), body)),
+    el("h2", { text: "Findings by what the reports say of them" }),
+    quietText("Studies, as the rule-based labeler reads reference and prediction; the darker, the more. Select a number to see its studies."),
+    tableBox("findings", table),
   );
 }
 
 function showFiltered(label, kind) {
-  $("search").value = "";
-  $("filter-label").value = label;
-  $("filter-relation").value = kind;
   current = null;
-  location.hash = "#studies";
+  location.hash = `#studies?${new URLSearchParams({ finding: RUN.labels[label], is: kind })}`;
 }

@@ -1,8 +1,4 @@
-// One study: reports with marks, image with mask and attention, findings, diagnosis, knowledge, scores.
-
-let word = null; // number of the word whose attention is shown
-let viewNumber = 0;
-const overlay = { mask: true, strength: 0.8 };
+// One study: reports with marks, findings, regions, diagnosis, knowledge, scores.
 
 function drawPlace() {
   const place = document.querySelector("#detail .place");
@@ -16,6 +12,7 @@ function drawPlace() {
 function drawStudy(study) {
   current = study;
   word = null;
+  region = null;
   const found = evidence(study);
   viewNumber = Math.max(
     0,
@@ -39,8 +36,9 @@ function drawStudy(study) {
       el(
         "div",
         {},
-        el("div", { class: "pair" }, report(study, 0), report(study, 1)),
+        el("div", { class: `pair${PAIR ? " three" : ""}` }, ...study.texts.map((_, side) => report(study, side))),
         findings(study),
+        regions(study),
         diagnosis(study),
         knowledge(study),
         values(study),
@@ -51,10 +49,25 @@ function drawStudy(study) {
   drawPlace();
 }
 
+/** How finding k of a report stands to the reference; of the reference itself, the worst of what the predictions make of it. */
+function relationAt(study, side, k) {
+  const letters = side ? [study.relations[side - 1][k]] : study.relations.map((relations) => relations[k]);
+  return letters.sort((a, b) => WEIGHT.indexOf(a) - WEIGHT.indexOf(b))[0];
+}
+
+/** What the other reports say of finding k, for people; details where they differ. */
+function elsewhere(study, side, k) {
+  const others = SIDES.map((_, n) => n).filter((n) => n !== side && (n === 0 || side === 0));
+  return others.map((n) => {
+    const detail = study.details[Math.max(n, side) - 1].find(([number]) => number === k);
+    const words = detail && detail[3].length ? ` (${detail[n ? 2 : 1]}, not ${detail[n ? 1 : 2]})` : "";
+    return `${SAID[study.states[n][k]]} in ${n ? SIDE_NAMES[n].replace("Prediction", "the prediction") : "the reference"}${words}`;
+  });
+}
+
 /** One report with its marks; the words of the prediction can be chosen where the run kept their attention. */
 function report(study, side) {
-  const text = study.texts[side],
-    other = 1 - side;
+  const text = study.texts[side];
   const words = [...text.matchAll(/\S+/g)].map((match) => ({
     start: match.index,
     end: match.index + match[0].length,
@@ -67,7 +80,7 @@ function report(study, side) {
     state,
     start,
     end,
-    kind: state === study.states[side][k] ? study.relations[k] : "n",
+    kind: state === study.states[side][k] ? relationAt(study, side, k) : "n",
   }));
   const body = el("div", { class: "body", lang: "en" });
   let at = 0,
@@ -77,7 +90,7 @@ function report(study, side) {
     node.title = about;
     if (RELATIONS[first.kind].sign)
       node.append(el("span", { class: "sign", "aria-hidden": "true", text: RELATIONS[first.kind].sign }));
-    if ("xma".includes(first.kind)) node.append(el("span", { class: "hidden-text", text: ` (${about}) ` }));
+    if ("xmaq".includes(first.kind)) node.append(el("span", { class: "hidden-text", text: ` (${about}) ` }));
     return null;
   }
   words.forEach((item, number) => {
@@ -92,9 +105,7 @@ function report(study, side) {
     }
     if (open)
       own.forEach((mark) =>
-        open.said.add(
-          `${RUN.labels[mark.k]}: ${SAID[mark.state]} here, ${SAID[study.states[other][mark.k]]} in the ${SIDES[other]}`,
-        ),
+        open.said.add(`${RUN.labels[mark.k]}: ${[`${SAID[mark.state]} here`, ...elsewhere(study, side, mark.k)].join(", ")}`),
       );
     const node = choose
       ? el("span", {
@@ -127,7 +138,7 @@ function report(study, side) {
     el(
       "h3",
       {},
-      side ? "Prediction" : "Reference",
+      SIDE_NAMES[side],
       el("span", { text: `${words.length.toLocaleString("en")} ${words.length === 1 ? "word" : "words"}` }),
     ),
     body,
@@ -166,202 +177,29 @@ function chooseWord(number, toggle = true) {
   drawViewer();
 }
 
-function drawViewer() {
-  const box = $("viewer"),
-    found = evidence(current),
-    images = found?.images || [],
-    image = images[viewNumber];
-  const parts = [];
-  if (images.length > 1) {
-    parts.push(
-      el(
-        "div",
-        { class: "views", role: "group", "aria-label": "Images of the study" },
-        ...images.map((item, k) =>
-          el("button", {
-            type: "button",
-            "aria-pressed": String(k === viewNumber),
-            text: `Image ${k + 1}${item.seen ? "" : " (unused)"}`,
-            onclick: () => {
-              viewNumber = k;
-              drawViewer();
-            },
-          }),
-        ),
-      ),
-    );
-  }
-  const light = el("div", { class: "light-box" });
-  if (image?.jpeg) {
-    light.append(
-      el("img", { src: `data:image/jpeg;base64,${image.jpeg}`, alt: `Image ${viewNumber + 1} of study ${current.id}` }),
-      el("canvas", { id: "mask-canvas" }),
-      el("canvas", { id: "attention-canvas" }),
-    );
-  } else {
-    light.append(
-      el("p", {
-        class: "missing",
-        text: image
-          ? image.note
-          : document.readyState === "loading"
-            ? "The image is still being read from the file."
-            : hasEvidence()
-              ? "No image of this study was kept: the page would have become too large."
-              : "No images: no evidence file lies beside the predictions.",
-      }),
-    );
-  }
-  parts.push(light);
-  const controls = el("div", { class: "controls" });
-  if (image?.mask) {
-    controls.append(
-      el(
-        "label",
-        {},
-        el("input", {
-          type: "checkbox",
-          id: "mask",
-          checked: overlay.mask,
-          onchange: (event) => {
-            overlay.mask = event.target.checked;
-            drawOverlays();
-          },
-        }),
-        "ADM mask",
-      ),
-    );
-  }
-  if (image?.mask || found?.attention) {
-    controls.append(
-      el(
-        "label",
-        {},
-        "Overlay",
-        el("input", {
-          type: "range",
-          id: "strength",
-          min: 0,
-          max: 1,
-          step: 0.05,
-          value: overlay.strength,
-          oninput: (event) => {
-            overlay.strength = Number(event.target.value);
-            drawOverlays();
-          },
-        }),
-      ),
-    );
-  }
-  parts.push(controls, ...remarks(found, image).map((text) => el("p", { class: "quiet", text })));
-  box.replaceChildren(...parts);
-  drawOverlays();
-}
-
-/** Sentences under the image: what was done with the mask, what the word looked at. */
-function remarks(found, image) {
-  const lines = [],
-    attention = found?.attention;
-  if (attention && word !== null) {
-    const [views, height, width] = attention.grid,
-      text = document.querySelector(`#prediction [data-word="${word}"]`).textContent;
-    const [full, wide] = attention.full_grid,
-      coarse = full * wide > height * width ? `, kept at ${height} \u00d7 ${width} of ${full} \u00d7 ${wide}` : "";
-    lines.push(
-      `\u201c${text}\u201d, word ${word + 1}: the strongest patch holds ${percent(attention.peak[word])} of its attention, an even look would give each ${percent(1 / (views * full * wide))}. Coloured: more than even; mean over heads and layers${coarse}.`,
-    );
-  } else if (attention) {
-    lines.push(
-      attended(current)
-        ? "Select a word of the prediction to see where the model looked when it wrote it."
-        : "The prediction in the file is not the one whose attention was kept, so it is not shown.",
-    );
-  } else if (found) {
-    lines.push(
-      current.texts[1].trim()
-        ? "No attention: this system does not offer it (see \u201cSystem\u201d in CONTRIBUTING.md)."
-        : "No word was written, so there is no attention.",
-    );
-  }
-  if (image && !image.seen) lines.push("This image was not given to the model (--max_views).");
-  if (image?.mask) {
-    const theta = FLAGS.theta ?? 0.4,
-      gamma = FLAGS.gamma ?? 0.4;
-    lines.push(
-      image.mask_used
-        ? `ADM keeps ${percent(image.mask_share)} of the image; outside the line the model saw it at ${percent(gamma)} brightness.`
-        : `ADM found ${percent(image.mask_share)} of the image, not more than the threshold ${percent(theta)}: the mask was not used.`,
-    );
-  } else if (image?.seen && image.jpeg) lines.push("The model saw this image complete, without a mask.");
-  return lines;
-}
-
-function drawOverlays() {
-  const image = evidence(current)?.images?.[viewNumber];
-  if (!image?.jpeg) return;
-  drawMask($("mask-canvas"), image);
-  drawAttention($("attention-canvas"), evidence(current).attention);
-}
-
-/** Dims what the model saw dimmed, and draws the mask's border. */
-function drawMask(canvas, image) {
-  const side = RUN.mask_side;
-  canvas.width = canvas.height = side;
-  if (!image.mask || !overlay.mask) return;
-  const packed = bytes(image.mask),
-    pen = canvas.getContext("2d"),
-    shade = pen.createImageData(side, side);
-  const bit = (at) => (packed[at >> 3] >> (7 - (at & 7))) & 1;
-  const inside = (x, y) => x < 0 || y < 0 || x >= side || y >= side || bit(y * side + x); // no line along the image's own border
-  const dark = image.mask_used ? 255 * (1 - (FLAGS.gamma ?? 0.4)) * overlay.strength : 0;
-  for (let y = 0; y < side; y++)
-    for (let x = 0; x < side; x++) {
-      const at = 4 * (y * side + x),
-        here = inside(x, y);
-      const edge = here && !(inside(x - 1, y) && inside(x + 1, y) && inside(x, y - 1) && inside(x, y + 1));
-      shade.data.set(edge ? [90, 200, 235, 255 * overlay.strength] : [0, 0, 0, here ? 0 : dark], at);
-    }
-  pen.putImageData(shade, 0, 0);
-}
-
-/** The chosen word's map, smoothly enlarged: nothing where it looked evenly or less, orange, yellow at its strongest. */
-function drawAttention(canvas, attention) {
-  const side = 256;
-  canvas.width = canvas.height = side;
-  if (!attention || word === null) return;
-  const [views, height, width] = attention.grid,
-    cells = height * width;
-  if (viewNumber >= views) return;
-  const all = bytes(attention.maps).subarray(word * views * cells, (word + 1) * views * cells);
-  const even = all.reduce((sum, value) => sum + value, 0) / all.length,
-    map = all.subarray(viewNumber * cells, (viewNumber + 1) * cells);
-  const small = el("canvas", { width: width, height }),
-    brush = small.getContext("2d"),
-    image = brush.createImageData(width, height);
-  const strength = overlay.strength * Math.min(1, 0.25 + 0.25 * (255 / even - 1)); // faint where the look is nearly even
-  map.forEach((value, k) => {
-    const more = even < 255 ? Math.max(0, value - even) / (255 - even) : 0;
-    image.data.set([255, 120 + 110 * more, 20, 235 * strength * more], 4 * k);
-  });
-  brush.putImageData(image, 0, 0);
-  const pen = canvas.getContext("2d");
-  pen.imageSmoothingEnabled = true;
-  pen.imageSmoothingQuality = "high";
-  pen.drawImage(small, 0, 0, side, side);
-}
-
-/** The findings both reports speak of, worst first. */
+/** The findings that the reports speak of, worst first, with side, place and size. */
 function findings(study) {
-  const rows = RUN.labels.map((label, k) => ({ label, k, kind: study.relations[k] })).filter(({ kind }) => kind !== ".");
-  rows.sort((a, b) => WEIGHT.indexOf(a.kind) - WEIGHT.indexOf(b.kind));
-  const predicted = rows.filter(({ kind }) => !"dn".includes(kind)),
-    quiet = (kind) =>
-      rows
-        .filter((row) => row.kind === kind)
-        .map((row) => row.label.toLowerCase())
-        .join(", ");
+  const rows = RUN.labels.map((label, k) => ({ label, k, kinds: study.relations.map((letters) => letters[k]) }));
+  const spoken = rows.filter(({ kinds }) => kinds.some((kind) => !".dn".includes(kind)));
+  const weight = ({ kinds }) => Math.min(...kinds.map((kind) => (kind === "." ? 99 : WEIGHT.indexOf(kind))));
+  spoken.sort((a, b) => weight(a) - weight(b));
+  const quiet = (kind) =>
+    rows
+      .filter(({ kinds }) => kinds.every((one) => one === kind))
+      .map(({ label }) => label.toLowerCase())
+      .join(", ");
   const box = el("div", { class: "block" }, el("h3", { text: "Findings" }));
-  if (predicted.length) {
+  if (spoken.length) {
+    const body = spoken.map(({ label, k, kinds }) =>
+      el(
+        "tr",
+        {},
+        el("th", { scope: "row", text: label }),
+        saidCell(study, 0, k),
+        ...kinds.flatMap((kind, n) => [saidCell(study, n + 1, k), el("td", { class: `how ${RELATIONS[kind]?.css || ""}`, text: howText(kind) })]),
+      ),
+    );
+    const heads = ["finding", "reference", ...(PAIR ? ["A", "", "B", ""] : ["prediction", ""])];
     box.append(
       el(
         "div",
@@ -369,30 +207,96 @@ function findings(study) {
         el(
           "table",
           { class: "findings" },
-          el("thead", {}, el("tr", {}, ...["", "finding", "reference", "prediction"].map((text) => el("th", { text })))),
-          el(
-            "tbody",
-            {},
-            ...predicted.map(({ label, k, kind }) =>
-              el(
-                "tr",
-                { class: RELATIONS[kind].css },
-                el("td", { class: "how", text: `${RELATIONS[kind].sign} ${RELATIONS[kind].text}` }),
-                el("th", { scope: "row", text: label }),
-                el("td", { text: SAID[study.states[0][k]] }),
-                el("td", { text: SAID[study.states[1][k]] }),
-              ),
-            ),
-          ),
+          el("thead", {}, el("tr", {}, ...heads.map((text) => el("th", { text })))),
+          el("tbody", {}, ...body),
         ),
       ),
     );
-  } else box.append(el("p", { text: "Neither report states a finding." }));
+  } else box.append(el("p", { class: "quiet", text: `${PAIR ? "No" : "Neither"} report states a finding.` }));
   const both = quiet("d"),
     one = quiet("n");
-  if (both) box.append(el("p", { class: "quiet", text: `Denied by both: ${both}.` }));
-  if (one) box.append(el("p", { class: "quiet", text: `Denied by one, the other is silent: ${one}.` }));
+  if (both) box.append(el("p", { class: "quiet", text: `Denied by ${PAIR ? "all" : "both"}: ${both}.` }));
+  if (one && !PAIR) box.append(el("p", { class: "quiet", text: `Denied by one, the other is silent: ${one}.` }));
   return box;
+}
+
+const howText = (kind) => (RELATIONS[kind] ? `${RELATIONS[kind].sign} ${RELATIONS[kind].text}`.trim() : "");
+
+/** What a report says of finding k, and below it side, place and size where both reports state it; what differs is bold. */
+function saidCell(study, side, k) {
+  const cell = el("td", { text: SAID[study.states[side][k]] });
+  const detail = study.details[Math.max(0, side - 1)].find(([number]) => number === k);
+  if (detail) {
+    const words = detail[side ? 2 : 1];
+    cell.append(el("span", { class: detail[3].length ? "detail differs" : "detail", text: words || "no side, place or size" }));
+  }
+  return cell;
+}
+
+/** The regions that the report was written from, with attributes; beside them the report's own where that is known. */
+function regions(study) {
+  if (study.regions === null) return null;
+  const truth = evidence(study)?.graph?.truth ?? null;
+  const chance = (value) => (value === null ? "" : ` ${value.toFixed(2)}`);
+  const chosen = study.regions.map(([name]) => name);
+  const mark = (good) => (good ? "\u2713 " : "+ ");
+  const rows = study.regions.map(([name, probability, attributes]) => {
+    const said = truth && (truth[name] || []);
+    const missing = said ? said.filter((one) => !attributes.some(([other]) => other === one)) : [];
+    return [
+      regionButton(name),
+      probability === null ? "" : probability.toFixed(2),
+      ...(truth ? [truth[name] ? "\u2713 in the report" : "+ not in the report"] : []),
+      el(
+        "td",
+        {},
+        el(
+          "ul",
+          { class: "chips" },
+          ...attributes.map(([one, value]) =>
+            el("li", { class: said ? (said.includes(one) ? "both" : "only") : "", text: `${said ? mark(said.includes(one)) : ""}${attributeText(one)}${chance(value)}` }),
+          ),
+          ...missing.map((one) => el("li", { class: "only", text: `\u2212 ${attributeText(one)}` })),
+        ),
+      ),
+    ];
+  });
+  for (const name of truth ? Object.keys(truth).filter((one) => !chosen.includes(one)) : [])
+    rows.push([
+      regionButton(name),
+      "",
+      "\u2212 not chosen",
+      el("td", {}, el("ul", { class: "chips" }, ...truth[name].map((one) => el("li", { class: "only", text: `\u2212 ${attributeText(one)}` })))),
+    ]);
+  const hits = truth ? chosen.filter((name) => truth[name]).length : 0;
+  const all = ([, , found], name) => [found.length, found.filter(([one]) => (truth[name] || []).includes(one)).length];
+  const counted = truth ? study.regions.map((row) => all(row, row[0])) : [];
+  const sum = (k) => counted.reduce((total, row) => total + row[k], 0);
+  return el(
+    "div",
+    { class: "block", id: "regions" },
+    el("h3", { text: "Regions that the report was written from" }),
+    truth
+      ? quietText(
+          `${hits} of ${chosen.length} chosen regions are spoken of in the reference, which speaks of ${Object.keys(truth).length}; ` +
+            `${sum(1)} of ${sum(0)} attributes agree with its ${Object.values(truth).flat().length}. Select a region to see its box.`,
+        )
+      : quietText("Select a region to see its box; no graph of the reference is known."),
+    el("div", { class: "scroll" }, plainTable(["region", "probability", ...(truth ? ["reference"] : []), "attributes"], rows, (k) => k === 1)),
+  );
+}
+
+const attributeText = (name) => name.replace(/^yes\|/, "").replace(/^no\|/, "no ").replace(/^(?:degree|normal|abnormal)\|/, "").replaceAll("|", " ");
+
+function regionButton(name) {
+  const boxed = Boolean(evidence(current)?.graph?.boxes[name]);
+  return el(
+    "th",
+    { scope: "row" },
+    boxed
+      ? el("button", { type: "button", class: "link region", "data-region": name, "aria-pressed": "false", text: name, onclick: () => chooseRegion(name) })
+      : name,
+  );
 }
 
 function diagnosis(study) {
@@ -400,12 +304,18 @@ function diagnosis(study) {
   const rows = RUN.labels
     .map((label, k) => [label, study.diagnosis.includes(label), stated(study.states[0][k])])
     .filter(([, given, predicted]) => given || predicted);
+  const chance = (label) => {
+    const place = RUN.thresholds ? Object.keys(RUN.thresholds).indexOf(label) : -1;
+    return study.probabilities && place >= 0 ? ` ${study.probabilities[place].toFixed(2)} (threshold ${RUN.thresholds[label].toFixed(2)})` : "";
+  };
   const chips = rows.map(([label, given, predicted]) =>
     el("li", {
       class: given && predicted ? "both" : "only",
-      text: given && predicted ? `\u2713 ${label}` : given ? `+ ${label}: not in the reference` : `\u2212 ${label}: not diagnosed`,
+      text: `${given && predicted ? "\u2713" : given ? "+" : "\u2212"} ${label}${chance(label)}${given && predicted ? "" : given ? ": not in the reference" : ": not diagnosed"}`,
     }),
   );
+  const against = RUN.labels.map((_, k) => k).filter((k) => againstDiagnosis(study, k));
+  const clash = against.map((k) => `${RUN.labels[k]} is ${study.states[1][k] === "-" ? "diagnosed, but denied" : "stated, but not diagnosed"}`);
   return el(
     "div",
     { class: "block", id: "diagnosis" },
@@ -416,6 +326,7 @@ function diagnosis(study) {
       RUN.facts.oracle_labels ? el("span", { class: "badge", text: "oracle" }) : null,
     ),
     chips.length ? el("ul", { class: "chips" }, ...chips) : el("p", { class: "quiet", text: "No label, in either." }),
+    clash.length ? el("p", { class: "clash", text: `The report contradicts its own diagnosis: ${clash.join("; ")}.` }) : null,
   );
 }
 
@@ -446,7 +357,7 @@ function values(study) {
       "dl",
       { class: "values" },
       ...RUN.scores.map((score, k) =>
-        el("div", {}, el("dt", { text: metricName(score.name) }), el("dd", { text: scoreText(study, k) })),
+        el("div", {}, el("dt", { text: keyName(score.name) }), el("dd", { text: scoreText(study, k) })),
       ),
     ),
   );

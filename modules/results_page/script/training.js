@@ -123,6 +123,8 @@ function chart(name, rounds) {
     [y0, y1] = [rows[0], rows.at(-1) === rows[0] ? rows[0] + step : rows.at(-1)];
   const px = (x) => L + ((W - L - R) * (x - x0)) / (x1 - x0 || 1),
     py = (y) => H - B - ((H - T - B) * (y - y0)) / (y1 - y0 || 1);
+  const counts = ys.every(Number.isInteger),
+    reading = (value) => (counts ? whole(value) : value.toPrecision(4)); // counts are whole numbers
   const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   const label = (value) => (step < 1e-3 ? value.toExponential(0) : value.toFixed(digits));
   const image = svg("svg", {
@@ -177,7 +179,7 @@ function chart(name, rounds) {
     read.textContent = `epoch ${near}: ${lines
       .map(({ round, points }) => [round.name, points.find(([at]) => at === near)])
       .filter(([, point]) => point)
-      .map(([who, point]) => `${who} ${point[1].toPrecision(4)}`)
+      .map(([who, point]) => `${who} ${reading(point[1])}`)
       .join(", ")}`;
   });
   const places = [...new Set(xs)].sort((a, b) => a - b);
@@ -205,7 +207,7 @@ function chart(name, rounds) {
             el("td", { class: "number", text: x }),
             ...lines.map(({ points }) => {
               const point = points.find(([at]) => at === x);
-              return el("td", { class: "number", text: point ? point[1].toPrecision(4) : "" });
+              return el("td", { class: "number", text: point ? reading(point[1]) : "" });
             }),
           ),
         ),
@@ -220,5 +222,6 @@ function chart(name, rounds) {
     },
     el("summary", { text: "Values" }),
   );
-  return el("figure", { class: "chart", "data-name": name }, el("figcaption", {}, title), image, read, values);
+  const saves = el("div", { class: "saves" }, svgButton(name, image));
+  return el("figure", { class: "chart", "data-name": name }, el("figcaption", {}, title), image, read, el("div", { class: "below" }, values, saves));
 }

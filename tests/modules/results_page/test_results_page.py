@@ -20,7 +20,7 @@ from modules.decoding import DecodingSettings, decode
 from modules.errors import InputError
 from modules.nets.transformer import watched
 from modules.nets.visual_extractor import VisualExtractor
-from modules.results_page.build import HERE, curves, metric_tables, read_scores, write_page
+from modules.results_page.build import HERE, curves, metric_tables, read_graph, read_scores, split_key, write_page
 from modules.results_page.compare import compare, positions, relation, statements
 from modules.results_page.evidence import Attention, map_side, read_evidence, write_evidence
 from modules.scoring.predictions import R2GenReferences, write_predictions
@@ -253,9 +253,12 @@ def test_the_page_needs_predictions_and_metrics_only(tmp_path):
 def test_tables_take_any_key():
     keys = {"r2gen/A": 1.0, "constant/r2gen/A": 0.5, "ce/rules/14/micro/u1/f1": 0.3, "studies": 3, "new/A": None}
     tables = metric_tables({**keys, "intervals": {"r2gen/A": [0.8, 1.2]}})
-    assert [row["row"] for row in tables[0]["rows"]] == ["r2gen", "constant/r2gen", "new"]
+    assert [(row["row"], row["of"]) for row in tables[0]["rows"]] == [("r2gen", ""), ("r2gen", "constant")]
     assert tables[0]["rows"][0]["cells"] == [[1.0, 0.8, 1.2, "r2gen/A"]]
-    assert tables[1]["rows"][0] == {"row": "ce/rules/14/micro/u1", "cells": [[0.3, None, None, "ce/rules/14/micro/u1/f1"]]}
+    cell = [0.3, None, None, "ce/rules/14/micro/u1/f1"]
+    assert tables[1]["rows"][0] == {"row": "ce/rules/14/micro/u1", "of": "", "cells": [cell]}
+    assert [table["family"] for table in tables] == ["text", "clinical", "other"]
+    assert split_key("consensus/ce/rules/13/micro/u1/f1") == ("consensus", "ce/rules/13/micro/u1", "f1")
 
 
 def test_curves_of_rounds_and_of_a_resumed_run(tmp_path):
@@ -428,7 +431,7 @@ def test_contradictions_jump_to_the_eye(page):
         "(() => { const s = getComputedStyle(document.querySelector('mark.x')); return [s.borderBottomStyle, s.fontWeight]; })()"
     )
     assert styles[0] == "double" and int(styles[1]) > 600  # a line and weight, not colour alone
-    assert text(page, ".findings tbody tr").startswith("\u2260 contradicted")
+    assert text(page, ".findings tbody tr").endswith("\u2260 contradicted")
     page.press("j")
     chips = page.run("[...document.querySelectorAll('.chips li')].map((chip) => chip.textContent)")
     assert chips[0].startswith("+ Cardiomegaly") and "oracle" in text(page, "#diagnosis")
