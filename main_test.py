@@ -4,26 +4,25 @@ Without weights: --score FILE, --compare A B, --table RUNS (modules/scoring/comm
 """
 
 import functools
-import json
 import sys
 from pathlib import Path
 
 from data.batches import make_loader
 from data.feature_cache import serve_features
 from data.images import open_image, reading_of
-from data.prepare import make_dataset, open_data
+from data.prepare import make_dataset, open_data, say_only
 from data.studies import card_text
 from knowledge.diagnose import diagnose_studies
 from knowledge.new_study import generator, report_new_study
 from knowledge.rexrank import report_rexrank, write_submission
 from models import SYSTEMS
-from models.system import use_released
+from models.system import model_of, use_released
 from modules import processes
 from modules.artefact import sha256
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.decoding import DecodingSettings
 from modules.errors import InputError, Problems, entry
-from modules.flags import all_flags, parse
+from modules.flags import parse, read_typed
 from modules.generation import write_split
 from modules.model_card import write_model_card
 from modules.precision import Precision, choose_device, seed_everything
@@ -39,23 +38,26 @@ from modules.scoring.score_all import score_all, write_scores
 from modules.scoring.score_table import format_table
 
 
-def read_weights(args, argv):
-    """Flags and the loaded weights; a checkpoint of ours brings the flags it was trained with."""
-    if not args.load:
-        raise InputError("--load: give a checkpoint of ours (results/<run>/best.pt) or the authors' weights")
-    content = load_checkpoint(args.load)
-    if is_ours(content):
-        return parse(argv, "test", systems=SYSTEMS, carried=content["flags"]), content
+def read_flags(argv) -> tuple:
+    """Flags and the loaded weights, None where nothing is loaded. The weights decide --model where it is not typed, and a
+    checkpoint of ours brings the flags it was trained with."""
+    load = vars(read_typed(argv, "test", systems=SYSTEMS)).get("load")
+    content = load_checkpoint(load) if load and not {"-h", "--help", "--help_all"} & set(argv) else None
+    if content is None or is_ours(content):
+        return parse(argv, "test", systems=SYSTEMS, carried=content and content["flags"]), content
+    args = parse(argv, "test", systems=SYSTEMS, fallback=model_of(content, SYSTEMS))
     use_released(args, content, SYSTEMS)
     return args, content
 
 
 @entry
 def main(argv=None) -> None:
-    args = parse(argv, "test", systems=SYSTEMS)
+    argv = sys.argv[1:] if argv is None else argv
+    args, content = read_flags(argv)
     if run_command(args):
         return
-    args, content = read_weights(args, argv)
+    if content is None:
+        raise InputError("--load: give a checkpoint of ours (results/<run>/best.pt) or the authors' weights")
     device = processes.start(choose_device(args.device))
     seed_everything(args.seed, args.deterministic)
     kind, problems, ours = SYSTEMS[args.model], Problems(), is_ours(content)
@@ -80,14 +82,14 @@ def main(argv=None) -> None:
     inputs = kind.inputs(args, training=False)
     brought = {"diagnosis"} if parts and "diagnosisbot" in parts and "diagnosisbot" not in args.typed else set()
     more = {"views": kind.views(args), "trained": trained_equalized(content)}
+    if args.dry_run:
+        say_only(args, {args.split: inputs - brought}, problems, texts=True, **more)
+        return
     data = open_data(args, {args.split: inputs - brought}, problems, texts=True, **more)
     problems.stop_if_any()
     print(card_text(data.card))
     if args.cache_dir is None:
         print(f"the checkpoint names {args.knowledge_dir}: read, not written to; --knowledge_dir keeps decoded images there")
-    if args.dry_run:
-        print(json.dumps(all_flags(args), indent=1))
-        return
 
     diagnosed = diagnose_studies(args, data, [args.split], device, parts) if "diagnosis" in inputs else None
     words = data.corpora["train"]

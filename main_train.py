@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,18 +9,18 @@ from pathlib import Path
 from data.batches import make_loader
 from data.check.run import stop_unless_ready
 from data.feature_cache import check_features, serve_features
-from data.prepare import make_dataset, open_data
+from data.prepare import make_dataset, open_data, say_only
 from data.studies import card_text
 from knowledge import from_scratch
 from knowledge.diagnose import diagnose_studies, optional_parts
 from models import SYSTEMS
-from models.system import use_released
+from models.system import model_of, use_released
 from modules import processes
 from modules.artefact import read_json, write_atomic
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.decoding import DecodingSettings
 from modules.errors import InputError, Problems, entry
-from modules.flags import all_flags, kept_flags, parse
+from modules.flags import kept_flags, parse, read_typed
 from modules.generation import write_split
 from modules.image_use import ImageUse
 from modules.model_card import write_model_card
@@ -33,11 +32,14 @@ from modules.scoring.predictions import R2GenReferences
 from modules.trainer import SUMS, Trainer, monitor_parts
 
 
-def read_flags(argv):
-    """The flags of this run; with --resume those of the run that goes on, typed ones win."""
-    args = parse(argv, "train", systems=SYSTEMS)
+def read_flags(argv) -> tuple:
+    """The flags of this run and the weights of --load, which decide --model where it is not typed; with --resume the flags of
+    the run that goes on, typed ones win."""
+    load = vars(read_typed(argv, "train", systems=SYSTEMS)).get("load")
+    start = load_checkpoint(load) if load and not {"-h", "--help", "--help_all"} & set(argv) else None
+    args = parse(argv, "train", systems=SYSTEMS, fallback=start and model_of(start, SYSTEMS))
     if args.resume is None:
-        return args
+        return args, start
     record = Path(args.resume or args.save_dir)
     record = (record.parent if record.is_file() else record) / "run.json"
     if not record.is_file():
@@ -53,18 +55,17 @@ def read_flags(argv):
     if any(getattr(resumed, name) != latest.get(name) for name in fixed):
         raise InputError(f"--{', --'.join(fixed)}: the optimiser's state is of the kind that the run began with; leave it out")
     resumed.save_dir = str(record.parent)
-    return resumed
+    return resumed, start
 
 
 @entry
 def main(argv=None) -> None:
-    args = read_flags(argv)
+    args, start = read_flags(sys.argv[1:] if argv is None else argv)
     device = processes.start(choose_device(args.device))
     seed_everything(args.seed, args.deterministic)
     Precision(args.precision, device)  # refuses what the device cannot do, before anything is built
     if args.from_scratch and not args.dry_run and args.resume is None:
         args = processes.from_first(lambda: from_scratch.prepare(args))
-    start = load_checkpoint(args.load) if args.load else None
     if start is not None and not is_ours(start):
         use_released(args, start, SYSTEMS)
     kind, problems = SYSTEMS[args.model], Problems()
@@ -84,15 +85,17 @@ def main(argv=None) -> None:
         f"some would never see a study; take at least {part}",
     )
     monitors = [*metric_keys(("r2gen", "cvt2")), *SUMS]
+    if f"r2gen/{args.monitor_metric}" in monitors:  # as R2Gen's code names them
+        args.monitor_metric = f"r2gen/{args.monitor_metric}"
     problems.check(
         args.monitor_metric in monitors, f"--monitor_metric {args.monitor_metric}: choose from {', '.join(monitors)}"
     )
+    if args.dry_run:
+        say_only(args, inputs, problems, training=True, views=kind.views(args))
+        return
     data = open_data(args, inputs, problems, training=True, views=kind.views(args))
     problems.stop_if_any()
     print(card_text(data.card))
-    if args.dry_run:
-        print(json.dumps(all_flags(args), indent=1))
-        return
 
     folder = processes.from_first(lambda: open_run(args, resume=args.resume is not None))
     log = RunLog(folder)

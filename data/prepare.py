@@ -1,5 +1,6 @@
 """From flags to datasets: studies, masks and label tables, checked before the first batch."""
 
+import argparse
 import contextlib
 import gc
 import hashlib
@@ -22,11 +23,12 @@ from data.images import (
 from data.leaks import leaks
 from data.mask_store import MaskRule, MaskStore, PackedMasks, open_masks
 from data.scene_graphs import SceneGraphs, read_scene_graphs
-from data.studies import Study, check_images, check_studies, data_card, read_annotation, without_broken
+from data.studies import Study, card_text, check_images, check_studies, data_card, read_annotation, without_broken
 from data.views import Views, kept
 from modules import processes
 from modules.artefact import checksum, read_json, read_manifest, write_json
 from modules.errors import InputError, Problems
+from modules.flags import all_flags
 from modules.text.corpus import Corpus, corpus_of
 from modules.text.labels import read_label_table
 
@@ -279,6 +281,18 @@ def _read_labels(args, flag: str, data: RunData, splits, problems: Problems) -> 
     )
     data.oracle = data.oracle or oracle
     return table
+
+
+def say_only(args, inputs: dict[str, set[str]], problems: Problems, **settings) -> None:
+    """--dry_run: print the data card where the data are there, what would stop the run, and the flags as JSON. Nothing is
+    written, no image decoded."""
+    quick = argparse.Namespace(**{**vars(args), "cache_dir": None, "image_check": "quick"})
+    data = open_data(quick, inputs, problems, **settings)
+    if data.studies:
+        print(card_text(data.card))
+    if problems.texts:
+        print("this run would not start:\n" + "\n".join(f"  - {text}" for text in problems.texts))
+    print(json.dumps(all_flags(args), indent=1))
 
 
 def make_dataset(args, data: RunData, split: str, needs: set[str], tokenizer, *, training: bool) -> StudyDataset:

@@ -156,6 +156,7 @@ class CSRLMCA(R2GenCMN):
 
     title = "CSR-LMCA"
     flags = (FEATURE_DROPOUT, MEM_SIZE, TOPK, *MASK_FLAGS, *FLAGS)
+    published_flags = {}
     presets = {name: {**preset, "adm_rule": "sdam"} for name, preset in _PRESETS.items()}
     presets["custom"]["augment"] = "crop_aligned"
 

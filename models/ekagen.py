@@ -19,6 +19,7 @@ from models.masks import MASK_FLAGS
 from models.system import System
 from modules.checkpoint import is_ours, load_checkpoint, load_weights, rename_keys
 from modules.errors import InputError, Problems
+from modules.flag_help import Theirs
 from modules.flags import TRAIN, Flag, fraction, natural, not_negative, positive_float
 from modules.nets.knowledge_base import KnowledgeBase, load_knowledge
 from modules.nets.transformer import (
@@ -70,6 +71,37 @@ FLAGS = (
          choices=VIEWS),
 )
 # fmt: on
+PUBLISHED_FLAGS = {  # of the authors' argparse, where ours has another name or none
+    "mode": Theirs("", "main_train.py trains, main_test.py tests"),
+    "config": Theirs("", "presets follow from --model and --dataset_name"),
+    "ve_name": Theirs("--visual_extractor"),
+    "backbone": Theirs("--visual_extractor"),
+    "lr_backbone": Theirs("--lr_ve"),
+    "lr": Theirs("--lr_ed"),
+    "lr_drop": Theirs("--step_size"),
+    "clip_max_norm": Theirs("--clip_norm"),
+    "start_epoch": Theirs("", "--resume goes on where the run stopped"),
+    "anno_path": Theirs("--ann_path"),
+    "dilation": Theirs("", "--dilate is on, as published"),
+    "position_embedding": Theirs("", "sine, as published"),
+    "hidden_dim": Theirs("--d_model"),
+    "dim_feedforward": Theirs("--d_ff"),
+    "nheads": Theirs("--num_heads"),
+    "enc_layers": Theirs("--num_layers", "encoder and decoder alike"),
+    "dec_layers": Theirs("", "--num_layers is that of encoder and decoder"),
+    "pre_norm": Theirs("", "as published"),
+    "layer_norm_eps": Theirs("", "as published"),
+    "pad_token_id": Theirs("", "0, as published"),
+    "vocab_size": Theirs("", "counted in the training reports, --threshold decides"),
+    "max_position_embeddings": Theirs("--max_seq_length"),
+    "t_model_weight_path": Theirs("--teacher"),
+    "detector_weight_path": Theirs("--diagnosisbot"),
+    "diagnosisbot_model_weight_path": Theirs("--diagnosisbot"),
+    "knowledge_prompt_path": Theirs("--knowledge_path"),
+    "seg_dir": Theirs("--adm_masks"),
+    "test_path": Theirs("--load", "of main_test.py"),
+    "n_gpu": Theirs("", "torchrun --nproc_per_node N main_train.py ... takes N GPUs"),
+}
 _RELEASED = {"diagnosisbot": "knowledge/released/diagnosisbot.pth", "adm_masks": "{data_dir}/images300_array"}
 
 
@@ -105,6 +137,7 @@ class EKAGen(System):
 
     title = "EKAGen"
     flags = (*MASK_FLAGS, *FLAGS)
+    published_flags = PUBLISHED_FLAGS
     presets = {
         "iu_xray": {"batch_size": 8},
         "mimic_cxr": {

@@ -10,6 +10,7 @@ import torch
 from models.system import System
 from modules.checkpoint import rename_keys
 from modules.errors import Problems
+from modules.flag_help import Theirs
 from modules.flags import TRAIN, Flag, fraction, positive_int
 from modules.nets.captioner import Captioner
 from modules.nets.visual_extractor import VisualExtractor
@@ -46,6 +47,36 @@ RULES = (
 FEATURE_DROPOUT = Flag("generator", "feature_dropout", fraction, 0.5, "dropout of the projected patches", of=TRAIN,
                        keep="default")  # fmt: skip
 TOPK = Flag("memory", "topk", positive_int, 32, "memory rows that answer a query, per head", keep="default")
+
+# The family's argparse where ours has another name or none; what its systems add stands with them.
+_LEVEL = "larger is better in every metric offered"
+PUBLISHED_FLAGS = {
+    "visual_extractor_pretrained": Theirs("", "--extractor_weights imagenet, none or a file"),
+    "d_vf": Theirs("", "the backbone brings its width"),
+    "logit_layers": Theirs("", "one layer, as published"),
+    "bos_idx": Theirs("", "0, as published"),
+    "eos_idx": Theirs("", "0, as published"),
+    "pad_idx": Theirs("", "0, as published"),
+    "use_bn": Theirs("", "none, as published"),
+    "drop_prob_lm": Theirs("--feature_dropout"),
+    "sample_method": Theirs("", "beam search is --beam_size 2 and more, greedy --beam_size 1, drawing --sample"),
+    "temperature": Theirs("--sample_temperature"),
+    "sample_n": Theirs("", "one report per study"),
+    "group_size": Theirs("", "no diverse beam search, as published"),
+    "output_logsoftmax": Theirs("", "always on, as published"),
+    "decoding_constraint": Theirs("", "off, as published"),
+    "n_gpu": Theirs("", "torchrun --nproc_per_node N main_train.py ... takes N GPUs"),
+    "record_dir": Theirs("", "run.json and log.jsonl lie in --save_dir; main_test.py --table compares runs"),
+    "log_period": Theirs("--log_every", "steps"),
+    "save_period": Theirs("", "last.pt after every epoch, best.pt whenever it is better"),
+    "monitor_mode": Theirs("", _LEVEL),
+    "optim": Theirs("", "--optimizer adam (as published) or adamw"),
+    "adam_betas": Theirs("", "--adam_beta1 and --adam_beta2"),
+    "noamopt_warmup": Theirs("", "the published training does not use it; --warmup_epochs does the like"),
+    "noamopt_factor": Theirs("", "the published training does not use it"),
+    "lr_scheduler": Theirs("", "--lr_schedule step (StepLR, as published) or cosine"),
+    "gamma": Theirs("--lr_gamma"),
+}
 
 # The released scripts' numbers: what all share on IU X-Ray, and what each data set changes.
 _IU = {

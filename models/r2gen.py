@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from models.family import FamilySystem, captioner_settings, family_presets
+from models.family import PUBLISHED_FLAGS, FamilySystem, captioner_settings, family_presets
+from modules.flag_help import Theirs
 from modules.flags import Flag, positive_int
 from modules.nets.captioner import Norm, start_matrices
 from modules.nets.transformer import Attention
@@ -87,6 +88,10 @@ class R2Gen(FamilySystem):
 
     title = "R2Gen"
     flags = (*FamilySystem.flags, *FLAGS)
+    published_flags = PUBLISHED_FLAGS | {
+        "rm_num_heads": Theirs("", "the memory has the heads of --num_heads, as published"),
+        "rm_d_model": Theirs("", "the memory is as wide as --d_model, as published"),
+    }
     presets = family_presets(
         iu={"lr_ve": 5e-5, "lr_ed": 1e-4, "step_size": 50, "lr_gamma": 0.1, "clip_value": 0.1, "seed": 9223},
         mimic={"step_size": 1, "lr_gamma": 0.8, "seed": 456789},

@@ -9,7 +9,8 @@ import math
 import torch
 from torch import nn
 
-from models.family import NOAM, TOPK, FamilySystem, captioner_settings, family_presets
+from models.family import NOAM, PUBLISHED_FLAGS, TOPK, FamilySystem, captioner_settings, family_presets
+from modules.flag_help import Theirs
 from modules.flags import Flag, natural
 from modules.nets.captioner import start_matrices
 from modules.nets.memory import MemoryResponse
@@ -22,6 +23,10 @@ class R2GenCMN(FamilySystem):
 
     title = "R2GenCMN"
     flags = (*FamilySystem.flags, MEM_SIZE, TOPK)
+    published_flags = PUBLISHED_FLAGS | {
+        "cmm_size": Theirs("--mem_size"),
+        "cmm_dim": Theirs("", "the memory is as wide as --d_model"),
+    }
     presets = family_presets(
         iu={**NOAM, "lr_ve": 1e-4, "lr_ed": 5e-4, "step_size": 10, "seed": 7580},
         mimic={"step_size": 3, "seed": 9153},

@@ -13,6 +13,7 @@ from torch import nn
 
 from modules.checkpoint import is_ours, load_released, load_weights
 from modules.errors import InputError, Problems
+from modules.flag_help import Theirs
 from modules.flags import Flag
 from modules.nets.pretrained import load_backbone, weights_problem
 from modules.nets.transformer import watched
@@ -25,7 +26,8 @@ class System(nn.Module):
     flags: what this system reads beside the flags of every run. presets: data set -> {flag: value}, the published numbers;
     what is not named keeps the flag's default. released_files: data set -> {flag: where the authors' file is expected}
     when --load is one of theirs; "{data_dir}" in it stands for that flag. sizes: (what a user can name, tensor of the
-    state_dict, axis) for the message about released weights of another shape. released_key: where the weights lie in the
+    state_dict, axis) for the message about released weights of another shape. published_flags: what to answer to flags of
+    the authors' code that are not ours. released_key: where the weights lie in the
     authors' file. released_search: what --beam_search released means, a row of SEARCHES in modules/decoding.py.
     idle_parameters: there are some that a batch may leave without a gradient.
     """
@@ -35,6 +37,7 @@ class System(nn.Module):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     released_files: ClassVar[dict[str, dict[str, str]]] = {}
     sizes: ClassVar[tuple[tuple[str, str, int], ...]] = ()
+    published_flags: ClassVar[dict[str, Theirs]] = {}
     released_key: ClassVar[str] = "state_dict"
     released_search: ClassVar[str] = "lowered"
     idle_parameters: ClassVar[bool] = False
@@ -204,6 +207,13 @@ class System(nn.Module):
         return {}
 
 
+def model_of(content: dict, systems: Mapping[str, type[System]]) -> str | None:
+    """The system of loaded weights: of a checkpoint of ours its own, of released ones the first whose keys they are."""
+    if is_ours(content):
+        return content["flags"].get("model")
+    return next((name for name, system in systems.items() if _is_released(content, system)), None)
+
+
 def use_released(args: argparse.Namespace, content: dict, systems: Mapping[str, type[System]]) -> None:
     """Point the flags at what the authors released beside `content`, their weights, and check that they are --model's.
 
@@ -212,6 +222,9 @@ def use_released(args: argparse.Namespace, content: dict, systems: Mapping[str, 
     fitting = [name for name, system in systems.items() if _is_released(content, system)]
     if fitting and args.model not in fitting:
         raise InputError(f"{args.load} is a file of --model {' or '.join(fitting)}, not of {args.model}: say so")
+    if fitting and "model" not in args.typed:
+        print(f"{args.load}: weights of --model {args.model}"
+              + (f", or of {', '.join(fitting[1:])} where --model says so" if fitting[1:] else ""))  # fmt: skip
     for name, path in systems[args.model].released_files.get(args.dataset_name, {}).items():
         if name not in args.typed:
             setattr(args, name, path.format(data_dir=args.data_dir))

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.family import NOAM, TOPK, FamilySystem, captioner_settings, family_presets
+from models.family import NOAM, PUBLISHED_FLAGS, TOPK, FamilySystem, captioner_settings, family_presets
 from modules.errors import InputError
+from modules.flag_help import Theirs
 from modules.flags import TRAIN, Flag, fraction, natural, not_negative, positive_int
 from modules.nets.captioner import start_matrices
 from modules.nets.memory import MemoryResponse
@@ -54,6 +55,22 @@ class XProNet(FamilySystem):
 
     title = "XProNet"
     flags = (*FamilySystem.flags, TOPK, *FLAGS)
+    published_flags = PUBLISHED_FLAGS | {
+        "cmm_size": Theirs("", "the prototypes take the memory's place: --num_prototypes for each label"),
+        "cmm_dim": Theirs("", "the prototypes are as wide as --d_model"),
+        "init_protypes_path": Theirs("--prototypes"),
+        "num_protype": Theirs("--num_prototypes"),
+        "num_cluster": Theirs("--num_prototypes"),
+        "label_path": Theirs("", "--labels_path takes a CSV by column name; python -m knowledge.label_reports makes one"),
+        "num_labels": Theirs("", "the 14 of CheXpert"),
+        "weight_img_con_loss": Theirs("--img_con"),
+        "weight_txt_con_loss": Theirs("--txt_con"),
+        "img_con_margin": Theirs("--con_margin", "of both losses"),
+        "txt_con_margin": Theirs("", "--con_margin is that of both losses"),
+        "clip_option": Theirs("", "--clip_value or --clip_norm, 0 = off"),
+        "warm_up_epochs": Theirs("--warmup_epochs"),
+        "start_lr": Theirs("--lr_start"),
+    }
     presets = family_presets(
         iu={
             **NOAM, "augment": "crop", "topk": 15, "epochs": 30, "lr_ve": 1e-3, "lr_ed": 2e-3, "step_size": 10, "seed": 7580,

@@ -8,11 +8,13 @@ those that fix the shape of the weights cannot be changed any more.
 import argparse
 import difflib
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modules.errors import InputError
+from modules.flag_help import answer_unknown, help_text
 
 TRAIN, TEST, BOTH = ("train",), ("test",), ("train", "test")
 
@@ -86,7 +88,7 @@ EXTRACTORS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "den
 
 # fmt: off
 FLAGS = (
-    Flag("run", "model", str, None, "system to train or test [the first of the table in models/__init__.py]", keep="shape"),
+    Flag("run", "model", str, None, "system to train or test; with --load that of the weights, else the first of models/__init__.py", keep="shape"),
     Flag("run", "dataset_name", str, "iu_xray", "data set, chooses paths and defaults; custom: any set in R2Gen's annotation format", keep="default", choices=("iu_xray", "mimic_cxr", "miniature", "custom")),
     Flag("run", "save_dir", str, None, "results folder of this run [results/<model>_<dataset_name>]"),
     Flag("run", "seed", seed_number, 42, "seed of weights, order, augmentation and dropout"),
@@ -94,7 +96,7 @@ FLAGS = (
     Flag("run", "precision", str, "float32", "arithmetic of the forward pass; weights stay float32", choices=("float32", "tf32", "bf16", "fp16")),
     Flag("run", "deterministic", bool, False, "ask PyTorch for deterministic kernels (slower on CUDA; the CPU is deterministic without it)"),
     Flag("run", "num_workers", natural, 2, "processes that load images"),
-    Flag("run", "dry_run", bool, False, "resolve flags, check inputs, print the result as JSON and leave"),
+    Flag("run", "dry_run", bool, False, "print the flags as JSON and what would stop the run, and leave; writes nothing, needs no data"),
     Flag("run", "resume", str, None, "continue a run: a checkpoint, or nothing for <save_dir>/last.pt", of=TRAIN, nargs="?"),
     Flag("run", "load", str, None, "checkpoint: ours (carries everything) or the authors' released weights"),
     Flag("run", "offline", bool, False, "never try the network; pretrained weights come from --weights_dir or a path"),
@@ -209,22 +211,33 @@ FLAGS = (
 
 OLD_NAMES = {"picture_check": "image_check", "picture_cache": "image_cache"}
 
+
 class Parser(argparse.ArgumentParser):
-    """Exact flag names only; an unknown one is answered with the nearest names."""
+    """Exact flag names only; an unknown one is answered with the nearest names. Errors come without the usage."""
 
     def __init__(self, **settings) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter, **settings)
+        settings = {"usage": "%(prog)s [flags]", "formatter_class": argparse.RawTextHelpFormatter} | settings
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def names(self) -> list[str]:
+        """Names of the flags, without --; silent aliases too."""
+        return [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
 
     def parse_args(self, args=None, namespace=None):
         chosen, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            known = [option for action in self._actions for option in action.option_strings]
-            hints = []
-            for word in unknown:
-                near = difflib.get_close_matches(word.split("=")[0], known, n=2)
-                hints.append(f"{word}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
-            self.error("unknown flag: " + ", ".join(hints))
+            self.error(self.answer(unknown))
         return chosen
+
+    def answer(self, unknown: list[str]) -> str:
+        """What to say about words that no flag takes."""
+        names = {word[2:].split("=")[0]: "" for word in unknown if word.startswith("--")}
+        if not names:
+            return f"{' '.join(unknown)}: no flag takes this; a switch is --name or --no-name, without a value"
+        return answer_unknown([], names, {"": self.names()}, {}, script=self.prog, model=None)
 
 
 def add_flag(group, flag: Flag) -> None:
@@ -246,44 +259,68 @@ def add_flag(group, flag: Flag) -> None:
         group.add_argument(f"--{old}", dest=flag.name, **(settings | {"help": argparse.SUPPRESS}))
 
 
-def build_parser(command: str, flags: tuple[Flag, ...]) -> Parser:
-    """Parser of "train" or "test"; every default is suppressed, so that the result holds what was typed."""
-    parser = Parser(prog=f"main_{command}.py", argument_default=argparse.SUPPRESS)
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for flag in flags:
-        if command in flag.of:
-            if flag.group not in groups:
-                groups[flag.group] = parser.add_argument_group(flag.group)
-            add_flag(groups[flag.group], flag)
-    return parser
+class RunParser(Parser):
+    """Parser of main_train.py or main_test.py; every default is suppressed, so that the result holds what was typed."""
+
+    def __init__(self, command: str, systems: Mapping, extra: tuple[Flag, ...] = ()) -> None:
+        super().__init__(prog=f"main_{command}.py", argument_default=argparse.SUPPRESS, add_help=False)
+        every = dict.fromkeys((*FLAGS, *extra, *(flag for system in systems.values() for flag in system.flags)))
+        for flag in every:
+            if command in flag.of:
+                add_flag(self, flag)
+        self.elsewhere = {flag.name: f"main_{flag.of[0]}.py alone reads it" for flag in every if command not in flag.of}
+        self.published = {name: system.published_flags for name, system in systems.items()}
+        self.reads = {name: [flag.name for flag in (*FLAGS, *extra, *system.flags) if command in flag.of]
+                      for name, system in systems.items()}  # fmt: skip
+
+    def read(self, argv: list[str]) -> argparse.Namespace:
+        """What was typed. Flags that are not read are answered, with those of the systems' published code (exit code 2)."""
+        chosen, unknown = self.parse_known_args(argv)
+        names = dict.fromkeys(word[2:].split("=")[0] for word in unknown if word.startswith("--"))
+        if names:
+            self.error(self.refusal(argv, {name: self.elsewhere.get(name, "") for name in names}, getattr(chosen, "model", None)))
+        if unknown:
+            self.error(self.answer(unknown))
+        return chosen
+
+    def refusal(self, argv: list[str], unread: Mapping[str, str], model: str | None) -> str:
+        """The answer to flags that are not read."""
+        return answer_unknown(argv, unread, self.reads, self.published, script=f"python {self.prog}", model=model)
 
 
-def parse(argv: list[str] | None, command: str, *, systems: Mapping, carried: dict | None = None) -> argparse.Namespace:
-    """Resolve the flags of `command` ("train" or "test").
+def read_typed(argv: list[str] | None, command: str, *, systems: Mapping, extra: tuple[Flag, ...] = ()) -> argparse.Namespace:
+    """What stands on a command line, by name, and nothing else; `extra`: rows beside those of every run and of the systems."""
+    return RunParser(command, systems, extra).read(sys.argv[1:] if argv is None else list(argv))
+
+
+def parse(
+    argv: list[str] | None, command: str, *, systems: Mapping, carried: dict | None = None, extra: tuple[Flag, ...] = (),
+    fallback: str | None = None,
+) -> argparse.Namespace:
+    """Resolve the flags of `command` ("train" or "test"); --help and --help_all are answered here.
 
     systems: the table from --model to class. carried: flags stored in a checkpoint; they replace the presets as defaults,
-    and a typed flag that would change the shape of the weights raises InputError. Returns a namespace with every flag of
+    and a typed flag that would change the shape of the weights raises InputError. extra: further rows of this command.
+    fallback: --model where none is typed or carried. Returns a namespace with every flag of
     every run and of the chosen system (also those of the other command, at their defaults), plus `typed`, the names that
     stood on the command line, `known`, the rows of these flags, and `cache_dir`, where caches are kept: --knowledge_dir, or
     None where it comes from the checkpoint under test, because what a file names is not written to.
-    """
-    owners: dict[Flag, list[str]] = {}
-    for name, system in systems.items():
-        for flag in system.flags:
-            owners.setdefault(flag, []).append(name)
-    typed = vars(build_parser(command, (*FLAGS, *owners)).parse_args(argv))
-    model = typed.get("model", (carried or {}).get("model") or next(iter(systems)))
+    """  # fmt: skip
+    argv = sys.argv[1:] if argv is None else list(argv)
+    asked = {"-h", "--help", "--help_all"} & set(argv)
+    typed = vars(read_typed([word for word in argv if word not in asked], command, systems=systems, extra=extra))
+    model = typed.get("model", (carried or {}).get("model") or fallback or next(iter(systems)))
     if model not in systems:
         near = difflib.get_close_matches(model, systems, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"--model {model}: unknown, choose from {', '.join(sorted(systems))}{hint}")
-    known = (*FLAGS, *systems[model].flags)
+    known = (*FLAGS, *extra, *systems[model].flags)
     values = {flag.name: flag.default for flag in known} | {"model": model}
     dataset = typed.get("dataset_name") or (carried or values).get("dataset_name", values["dataset_name"])
-    foreign = [f"--{flag.name} (read by {', '.join(names)})" for flag, names in owners.items()
-               if flag.name in typed and flag.name not in values]  # fmt: skip
-    if foreign:
-        raise InputError(f"{', '.join(foreign)}: --model {model} does not read that; leave it out")
+    foreign = {flag.name: f"read by {', '.join(name for name, system in systems.items() if flag in system.flags)}"
+               for system in systems.values() for flag in system.flags if flag.name in typed and flag.name not in values}  # fmt: skip
+    if foreign and not asked:
+        raise InputError(RunParser(command, systems, extra).refusal(argv, foreign, model))
     preset = systems[model].presets.get(dataset, {})
     unknown = sorted(set(preset) - set(values))
     if unknown:
@@ -294,6 +331,11 @@ def parse(argv: list[str] | None, command: str, *, systems: Mapping, carried: di
     values.update(typed)
     _fill_paths(known, values)
     systems[model].settle(values, set(typed), carried=bool(carried))
+    if asked:
+        own = {flag.name for flag in systems[model].flags}
+        others = {name: [flag for flag in system.flags if flag.name not in own] for name, system in systems.items() if name != model}
+        print(help_text(command, systems[model].title, known, values, own, others, whole="--help_all" in asked))
+        raise SystemExit(0)
     folder = values["knowledge_dir"]
     named_by_file = carried and command == "test" and "knowledge_dir" not in typed and folder != f"knowledge/{dataset}"
     cache_dir = None if named_by_file else folder
