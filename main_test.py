@@ -30,12 +30,11 @@ from modules.results_page.build import write_page
 from modules.results_page.diagnoses import write_diagnoses
 from modules.results_page.evidence import Attention, write_evidence
 from modules.run_folder import describe_run
-from modules.scoring.commands import PUBLISHED, print_marks, run_command, scoring_settings
-from modules.scoring.constant_report import best_constant_report
+from modules.scoring.commands import print_marks, print_scores, run_command, scoring_settings
+from modules.scoring.constant_report import constant_reports
 from modules.scoring.optional_metrics import check_extra
 from modules.scoring.predictions import R2GenReferences, unit_columns, write_predictions
 from modules.scoring.score_all import score_all, write_scores
-from modules.scoring.score_table import format_table
 
 
 def read_flags(argv) -> tuple:
@@ -110,10 +109,10 @@ def main(argv=None) -> None:
 
     rule = {"rule": args.cleaning, "threshold": args.reference_threshold, "max_words": args.reference_words}
     references = R2GenReferences(words, **rule)
-    constant = best_constant_report(data.texts["train"], data.texts["val"], references)
+    constants = constant_reports(data.texts["train"], data.texts["val"], references)
     studies = data.studies[args.split]
     rows = [
-        references.row(study.id, study.report, **written[study.id], constant=constant, **units)
+        references.row(study.id, study.report, **written[study.id], **constants, **units)
         for study, units in zip(studies, unit_columns(studies))
     ]
     folder = results_folder(args, ours)
@@ -136,7 +135,7 @@ def main(argv=None) -> None:
     }
     write_scores(folder, args.split, scores, facts)
     write_model_card(folder)
-    print(format_table(scores.metrics, PUBLISHED.get(args.dataset_name)))
+    print_scores(args.dataset_name, scores.metrics)
     print_marks(facts)
     if any("knowledge_distance" in row for row in rows):
         print(

@@ -19,6 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from modules.artefact import ROOT, write_atomic, write_json
+from modules.scoring.baselines import BASELINES, footnotes
+from modules.scoring.clinical import LEADING
+from modules.scoring.score_table import FINDINGS
+from modules.text.labeler import VERSION
 
 # name -> flags, the run whose best checkpoint is the teacher, row of the table
 EKAGEN = {
@@ -75,17 +79,27 @@ def spread(values: list[float]) -> str:
 
 
 def table(scores: dict[str, list[dict]], runs: dict, order: tuple[str, ...]) -> str:
-    """Mean and standard deviation over the seeds, protocol r2gen, with the constant report below."""
-    lines = ["| | " + " | ".join(SHOWN) + " | distinct |", "|---" * (len(SHOWN) + 2) + "|"]
+    """Mean and standard deviation over the seeds, protocol r2gen, of all and of the abnormal studies; the baselines below."""
+    few = f"{scores['full'][0]['subsets']['abnormal']['studies']} abnormal"
+    heads = [*SHOWN, "F1 micro", "F1 macro", f"{few}: CIDEr", "F1 micro", "distinct"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name in order:
-        cells = [spread([row[f"r2gen/{metric}"] for row in scores[name]]) for metric in SHOWN]
+        cells = [spread(list(values)) for values in zip(*(figures(row) for row in scores[name]))]
         distinct = statistics.mean(row["distinct_reports"] for row in scores[name])
         lines.append(f"| {runs[name][2]} | " + " | ".join(cells) + f" | {distinct:.0f} |")
-    constant = scores["full"][0]
-    lines.append(
-        "| constant report | " + " | ".join(f"{constant[f'constant/r2gen/{m}']:.3f}" for m in SHOWN) + " | 1 |"
-    )
-    return "\n".join(lines)
+    first = scores["full"][0]
+    for name, facts in first["baselines"].items():
+        cells = [f"{value:.3f}" for value in figures(first, f"{name}/")]
+        lines.append(f"| {BASELINES[name][0]} | " + " | ".join(cells) + f" | {facts['distinct_reports']} |")
+    return "\n".join([*lines, "", FINDINGS, *footnotes(list(first["baselines"]))])
+
+
+def figures(metrics: dict, prefix: str = "") -> list[float]:
+    """The values of a row of the table: text metrics, F1 of the findings, and of the abnormal studies alone."""
+    part, labeler = metrics["subsets"]["abnormal"], f"{prefix}ce/{VERSION}"
+    values = [metrics[f"{prefix}r2gen/{metric}"] for metric in SHOWN]
+    values += [metrics[f"{labeler}/13/{average}/u1/f1"] for average in ("micro", "macro")]
+    return [*values, part[f"{prefix}r2gen/CIDEr"], part[f"{labeler}/{LEADING}"]]
 
 
 def main() -> None:

@@ -11,23 +11,24 @@ from pathlib import Path
 import numpy as np
 from pycocoevalcap.rouge.rouge import Rouge
 
-from modules.artefact import ROOT, write_atomic
+from modules.artefact import write_atomic
 from modules.errors import InputError
 from modules.results_page.compare import CONTRADICTED, ELSEWHERE, MISSED, compare
 from modules.results_page.diagnoses import diagnosis_figures, read_diagnoses
 from modules.results_page.evidence import MASK_SIDE, read_evidence
+from modules.scoring.baselines import BASELINES
 from modules.scoring.metrics import REFERENCE_COLUMNS, prepare
 from modules.scoring.predictions import read_predictions
+from modules.scoring.published import published_rows
 from modules.text.labels import CHEXPERT_14
 
 HERE = Path(__file__).parent
 SCRIPT = (  # one scope, in this order
     "base", "tables", "scores", "diagnosis", "pair", "list", "study", "viewer", "training", "run", "frame",
 )  # fmt: skip
-SHOWN_ELSEWHERE = ("intervals", "subsets", "by_label", "notes")
+SHOWN_ELSEWHERE = ("intervals", "subsets", "by_label", "notes", "baselines")
 FAMILIES = {*REFERENCE_COLUMNS, "ce", "radgraph", "radeval"}  # what a key of the system itself begins with
 COUNTED = {CONTRADICTED: "contradicted", MISSED: "missed", ELSEWHERE: "differing in side, place or size"}
-BASELINES = {"constant": ("constant report", "one training report, the best on validation, given to every study")}
 MARKER = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -53,6 +54,7 @@ def write_page(folder: str | Path, split: str = "test") -> Path:
     experts, studies = study_list(rows, compared, scores, diagnosed)
     metrics = content["metrics"]
     tables = metric_tables(metrics)
+    published, note = published_rows(data_set_of(content), metrics)
     run = {
         "title": folder.resolve().name,
         "split": split,
@@ -63,8 +65,8 @@ def write_page(folder: str | Path, split: str = "test") -> Path:
             for name, part in metrics.get("subsets", {}).items()
         ],
         "by_label": metrics.get("by_label", {}),
-        "published": published_rows(content),
-        "notes": metrics.get("notes", {}),
+        "published": published,
+        "notes": metrics.get("notes", {}) | ({"published rows": note} if note else {}),
         "facts": {key: value for key, value in content.items() if key not in ("metrics", "run", "scoring", "scored_again")},
         "test_run": content.get("run") or content.get("scoring") or {},
         "texts": {k: v for k, v in metrics.items() if "/" not in k and k not in SHOWN_ELSEWHERE},
@@ -129,10 +131,8 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def published_rows(content: Mapping) -> dict:
-    """The published figures of the run's data set, by system."""
-    everything = json.loads((ROOT / "results" / "published.json").read_text(encoding="utf-8"))
-    return everything.get(content.get("data_set") or content.get("run", {}).get("flags", {}).get("dataset_name"), {})
+def data_set_of(content: Mapping) -> str | None:
+    return content.get("data_set") or content.get("run", {}).get("flags", {}).get("dataset_name")
 
 
 # -- studies -----------------------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """Clinical efficacy (CE): do prediction and reference state the same findings?
 
 Published CE figures differ by labeler, by what "uncertain" becomes, by averaging and by the label set, so a key carries
-all of it: `ce/<labeler>/<14|5>/<micro|macro|example>/<u0|u1>/<precision|recall|f1>`.
+all of it: `ce/<labeler>/<13|14|5>/<micro|macro|example>/<u0|u1>/<precision|recall|f1>`.
 
 - labeler: our rules (`rules-2`: name and version, modules/text/labeler.py), or `chexbert` with a user's file.
-- 14: all CheXpert labels, No Finding among them; 5: Atelectasis, Cardiomegaly, Consolidation, Edema, Pleural Effusion.
+- 13: the CheXpert labels without No Finding, which leads wherever one figure stands for all: a system that writes one normal
+  report gets nothing; 14: all of them; 5: Atelectasis, Cardiomegaly, Consolidation, Edema, Pleural Effusion.
 - u0: only what is stated counts as positive; u1: what is uncertain counts too. On both sides alike.
 - micro: hits and misses of all labels and studies added up; macro: mean over the labels of each label's value; example: mean
   over the studies of each study's value. What has no denominator is 0, as in most published code: a study without a label on
@@ -28,7 +29,12 @@ from modules.text.labels import CHEXPERT_14, NO_FINDING
 STATES = ("absent", "positive", "negative", "uncertain")  # what a labeler says of a label, by number
 CELLS = ("", "1", "0", "-1")  # the same in a file, as CheXpert writes it
 FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-LABEL_SETS = {"14": tuple(range(len(CHEXPERT_14))), "5": tuple(CHEXPERT_14.index(label) for label in FIVE)}
+LABEL_SETS = {
+    "13": tuple(i for i, label in enumerate(CHEXPERT_14) if label != NO_FINDING),
+    "14": tuple(range(len(CHEXPERT_14))),
+    "5": tuple(CHEXPERT_14.index(label) for label in FIVE),
+}
+LEADING = "13/micro/u1/f1"  # of the clinical figures, where one leads: below ce/<labeler>/
 AVERAGES = ("micro", "macro", "example")
 RULES = {"u0": ("positive",), "u1": ("positive", "uncertain")}
 VALUES = ("precision", "recall", "f1")

@@ -1,27 +1,26 @@
 """`main_test.py --score`, `--compare`, `--table`: scoring without weights or images."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from modules.artefact import ROOT, read_json, sha256, write_atomic, write_json
+from modules.artefact import read_json, sha256, write_atomic, write_json
 from modules.errors import InputError
 from modules.precision import choose_device
 from modules.results_page.build import write_page
 from modules.run_folder import describe_run
-from modules.scoring.constant_report import best_constant_report
+from modules.scoring.baselines import without_baselines
+from modules.scoring.constant_report import constant_reports
 from modules.scoring.meteor import Meteor
 from modules.scoring.metrics import METRICS, REFERENCE_COLUMNS, check_ids, checked_rows
 from modules.scoring.optional_metrics import check_extra
 from modules.scoring.other_files import Split, read_any
 from modules.scoring.predictions import R2GenReferences, read_reports, unit_columns, write_predictions
+from modules.scoring.published import published_rows
 from modules.scoring.resampling import Units, paired_differences, units_of
 from modules.scoring.rexrank import export_rows, is_rexrank, read_rexrank, rows_with_references
 from modules.scoring.score_all import make_labelers, measure_all, score_all, write_scores
 from modules.scoring.score_table import drawn, format_table, markdown
 from modules.scoring.tables import read_run, render, table_rows
-
-PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text(encoding="utf-8"))
 
 ORACLE = "ORACLE: the diagnoses of the scored studies were made from their reports"
 
@@ -30,6 +29,14 @@ def print_marks(facts: dict, name: str = "") -> None:
     """What a reader of a run's scores must know: an oracle's labels, a system's own marks."""
     for mark in ([ORACLE] if facts.get("oracle_labels") else []) + list(facts.get("marks", ())):
         print(f"{name}{mark}")
+
+
+def print_scores(data_set: str | None, metrics: dict) -> None:
+    """The tables of one run, with the published rows where they are of the same studies."""
+    rows, note = published_rows(data_set, metrics)
+    print(format_table(metrics, rows))
+    if note:
+        print(note)
 
 
 def run_command(args) -> bool:
@@ -63,9 +70,9 @@ def read_split(args) -> Split | None:
     rule = {"rule": args.cleaning, "threshold": args.reference_threshold, "max_words": args.reference_words}
     references = R2GenReferences(reports["train"], **rule)
     print(f"{path}, {args.split}: {len(chosen)} studies, prepared as {args.dataset_name} (--dataset_name): {rule}")
-    constant = best_constant_report(reports["train"], reports["val"], references) if reports["val"] else None
+    constants = constant_reports(reports["train"], reports["val"], references) if reports["val"] else {}
     units = dict(zip((row.id for row in chosen), unit_columns(chosen)))
-    return Split(args.split, {row.id: row.text for row in chosen}, references, constant, units)
+    return Split(args.split, {row.id: row.text for row in chosen}, references, constants, units)
 
 
 def scoring_settings(args) -> dict:
@@ -102,7 +109,7 @@ def score_file(args) -> None:
     else:
         write_predictions(folder / f"predictions_{args.split}.csv", rows)
     write_scores(folder, args.split, scores, facts)
-    print(format_table(scores.metrics, PUBLISHED.get(args.dataset_name) if split is not None else None))
+    print_scores(facts["data_set"], scores.metrics)
     print_marks(facts)
     print(f"written: {record}, scores_{args.split}.csv and labels_{args.split}.csv")
     if args.page:
@@ -138,7 +145,7 @@ def compare_files(args) -> None:
         if other:
             raise InputError(f"--compare: {len(other)} studies have other {protocol} references, such as {other[:3]}")
     with Meteor() as meteor:
-        a, b = (measure_all([drop_constant(row) for row in rows], meteor=meteor, **settings) for rows in both)
+        a, b = (measure_all([without_baselines(row) for row in rows], meteor=meteor, **settings) for rows in both)
     # a file of another program may lack the columns that say which rows share a study
     units = max((units_of(rows, args.resample_by) for rows in both), key=lambda units: len(units.of_row) - units.count)
     known = [{key: one for key, one in side[0].items() if one is not None} for side in (a, b)]
@@ -156,26 +163,22 @@ def compare_files(args) -> None:
         print(f"written: {args.out}, every key")
 
 
-def drop_constant(row: Mapping[str, str]) -> dict[str, str]:
-    return {column: text for column, text in row.items() if column != "constant"}
-
-
 def comparison_table(found: Mapping[str, dict], names, protocols, units: Units) -> str:
-    """The keys that people read: text metrics, and F1 of 14 and 5 labels. Every key is in the file of --out."""
+    """The keys that people read: text metrics, F1 of findings, of 14 and of 5 labels. Every key is in the file of --out."""
     keys = [f"{protocol}/{name}" for protocol in protocols for name in METRICS]
-    keys += [key for key in found if key.endswith("/f1") and key.startswith("ce/")]
+    keys += [key for key in found if key.endswith("/f1") and key.startswith("ce/")]  # those of 13 findings first
     keys += [key for key in found if key.split("/")[0] in ("radgraph", "radeval")]
     lines = [["metric", "a", "b", "b - a", "95% interval", "p", "verdict"]]
     for key in (key for key in keys if key in found):
         one = found[key]
         low, high = one["interval"]
-        verdict = "equal" if low <= 0 <= high else "b is higher" if low > 0 else "a is higher"
+        verdict = "not distinguished" if low <= 0 <= high else "b is higher" if low > 0 else "a is higher"
         numbers = [f"{one['a']:.4f}", f"{one['b']:.4f}", f"{one['difference']:+.4f}", f"{low:+.4f} .. {high:+.4f}"]
         lines.append([key, *numbers, f"{one['p']:.3f}", verdict])
     head = [f"a: {names[0]}", f"b: {names[1]}", ""]
     note = (
-        f"equal: the interval of the difference holds 0 (paired bootstrap, {drawn(units.name, units.count)}; not corrected "
-        "for many metrics)."
+        "not distinguished: the interval of the difference holds 0, which does not make them equal (paired bootstrap, "
+        f"{drawn(units.name, units.count)}; not corrected for many metrics)."
     )
     return "\n".join([*head, *markdown(lines, words=1), "", note])
 
@@ -184,10 +187,10 @@ def print_table(args) -> None:
     """--table: runs or metrics files in one table, under the first of --protocols."""
     runs = [read_run(path, args.split) for path in args.table]
     protocol = args.protocols[0]
-    data_set = runs[0].data_set
-    rows = PUBLISHED.get(data_set, {}) if args.split == "test" else {}
+    rows, note = published_rows(runs[0].data_set, runs[0].metrics)
     published = {name: values for name, values in rows.items() if values.get("protocol", "r2gen") == protocol}
-    text = render(*table_rows(runs, protocol, published), args.table_format)
+    header, lines, notes = table_rows(runs, protocol, published, digits=3 if args.table_format == "latex" else 4)
+    text = render(header, lines, notes + ([note] if note else []), args.table_format)
     print(text)
     if args.out:
         write_atomic(args.out, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))

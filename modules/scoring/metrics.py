@@ -24,6 +24,7 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 
 from modules.errors import InputError
+from modules.scoring.baselines import baselines_of
 from modules.scoring.meteor import JavaFailure, Meteor, meteor_of_counts, ptb_tokenize
 from modules.scoring.predictions import check_rows
 from modules.scoring.resampling import Statistic, mean_statistic
@@ -117,8 +118,8 @@ def score(
     be these, none lost, none more. metrics: names of METRICS, all when None. meteor: a METEOR to use and keep;
     when None one is started (8 s) and ended here.
 
-    The result holds `<protocol>/<metric>` (0..1, CIDEr 0..10) and, when the rows have a column `constant` (the constant
-    report, the same in each row), `constant/<protocol>/<metric>`; None where it cannot be computed, the reason is in
+    The result holds `<protocol>/<metric>` (0..1, CIDEr 0..10) and, when the rows have columns of baselines
+    (modules/scoring/baselines.py), `<column>/<protocol>/<metric>`; None where it cannot be computed, the reason is in
     `notes`, a dict by metric, protocol or key. Also what `text_facts` says of the texts themselves.
     Raises InputError for rows that are no predictions, for ids that are not those expected, and for unknown names.
     """
@@ -153,7 +154,7 @@ def measure(
     metrics: Sequence[str] | None = None,
     meteor: Meteor | None = None,
 ) -> tuple[dict[str, Statistic | None], dict[str, str]]:
-    """The statistics of checked rows by key, system and constant report (see score), and notes on those that are None.
+    """The statistics of checked rows by key, system and baselines (see score), and notes on those that are None.
 
     Java works beside Python: METEOR of all protocols is asked for first and collected last.
     """
@@ -166,9 +167,7 @@ def measure(
     if lacking:
         raise InputError(f"the predictions lack the column {', '.join(lacking)}: test again, or score with --reference")
     systems = {"": [row["prediction"] for row in rows]}
-    constant = constant_of(rows)
-    if constant is not None:
-        systems["constant/"] = [constant] * len(rows)
+    systems |= {f"{name}/": texts for name, texts in baselines_of(rows).items()}
     statistics: dict[str, Statistic | None] = {
         f"{system}{protocol}/{name}": None
         for protocol in protocols
@@ -236,14 +235,6 @@ def check_ids(scored: Iterable[str], expected: Iterable[str]) -> None:
             if ids
         ]
         raise InputError(f"predictions hold {len(scored)} studies, the split {len(expected)}: {'; '.join(parts)}")
-
-
-def constant_of(rows: Sequence[Mapping[str, str]]) -> str | None:
-    """The constant report of a predictions file, if it has one."""
-    found = {row.get("constant") for row in rows}
-    if len(found) > 1:
-        raise InputError(f"column constant: {len(found)} different texts; the constant report is one for all studies")
-    return found.pop()
 
 
 def text_facts(rows: Sequence[Mapping[str, str]]) -> tuple[dict, dict[str, str]]:

@@ -31,21 +31,21 @@ REFERENCE_COLUMNS = ("reference", "ground_truth", "ground truth", "gt", "gts", "
 class Split:
     """What a foreign file is scored against: {id: raw report} in the annotation's order, and its preparation.
 
-    units: {id: its columns study_id and subject_id}, where the annotation names them.
+    constants: the constant reports by column. columns: {id: further columns}: study_id and subject_id, where the annotation
+    names them, and the reports of retrieval, where they were asked for.
     """
 
     name: str
     reports: Mapping[str, str]
     references: R2GenReferences
-    constant: str | None = None
-    units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    constants: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def rows(self, predictions: Mapping[str, str]) -> list[dict[str, str]]:
         """Rows of our predictions file; InputError that names ids missing or unexpected."""
         check_ids(predictions, self.reports)
-        more = {} if self.constant is None else {"constant": self.constant}
         return [
-            self.references.row(study, text, predictions[study], **more, **self.units.get(study, {}))
+            self.references.row(study, text, predictions[study], **self.constants, **self.columns.get(study, {}))
             for study, text in self.reports.items()
         ]
 

@@ -15,7 +15,9 @@ import numpy as np
 
 from modules.artefact import write_atomic, write_json
 from modules.errors import InputError
+from modules.scoring.baselines import baselines_of, of_baseline
 from modules.scoring.clinical import (
+    LABEL_SETS,
     RULE_LABELER,
     Labeler,
     abnormal,
@@ -30,9 +32,9 @@ from modules.scoring.metrics import (
     PROTOCOLS,
     REFERENCE_COLUMNS,
     checked_rows,
-    constant_of,
     corpus_values,
     measure,
+    prepare,
     text_facts,
 )
 from modules.scoring.optional_metrics import extra_statistics
@@ -71,21 +73,21 @@ def measure_all(
     meteor: Meteor | None = None,
     **extra_settings,
 ) -> tuple[dict[str, Statistic | None], dict[str, dict[str, np.ndarray]], dict[str, str]]:
-    """Statistics by key (the constant report's begin with `constant/`), states by labeler and side, notes."""
+    """Statistics by key (a baseline's begin with its column), states by labeler and side, notes."""
     statistics, notes = measure(rows, protocols=protocols, meteor=meteor)
-    references, predictions, constant = (
-        [row["reference"] for row in rows],
-        [row["prediction"] for row in rows],
-        constant_of(rows),
-    )
+    references, predictions = ([row[side] for row in rows] for side in ("reference", "prediction"))
     states = {}
     for name, labeler in labelers.items():
         expected = labeler(references)
         states[name] = {"reference": expected, "prediction": labeler(predictions)}
         statistics.update(clinical_statistics(name, expected, states[name]["prediction"]))
-        if constant is not None:
-            same = np.repeat(labeler([constant]), len(rows), axis=0)
-            statistics.update({f"constant/{key}": one for key, one in clinical_statistics(name, expected, same).items()})
+        for baseline, texts in baselines_of(rows).items():
+            different = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+            predicted = labeler(list(different))[[different[text] for text in texts]]
+            found = clinical_statistics(name, expected, predicted)
+            statistics.update({f"{baseline}/{key}": one for key, one in found.items()})
+        if not positive(states[name]["prediction"], "u1")[:, LABEL_SETS["13"]].any():
+            notes[f"ce/{name}"] = "warning: no prediction states a finding: every study is called normal"
     found, reasons = extra_statistics(extra, references, predictions, **extra_settings)
     return statistics | found, states, notes | reasons
 
@@ -104,8 +106,9 @@ def score_all(
 ) -> Scores:
     """Scores the rows of a predictions file in every way; order, batches and processes do not matter.
 
-    `metrics` of the result holds what metrics.score gives, and: `ce/...` (modules/scoring/clinical.py); `intervals` {key: [low,
-    high]}; `subsets` {name: {"studies", key: value, "intervals"}}: studies whose reference is `abnormal` or `normal`, speaks
+    `metrics` of the result holds what metrics.score gives, and: `ce/...` (modules/scoring/clinical.py); `baselines` {column:
+    what is said of its texts}; `intervals` {key: [low, high]};
+    `subsets` {name: {"studies", key: value, "intervals"}}: studies whose reference is `abnormal` or `normal`, speaks
     of earlier studies (`earlier`) or does not (`not_earlier`), by our rules, and `label/<label>`, the text metrics where the
     reference states that label; CIDEr keeps the document frequencies of all studies; `by_label` {labeler: {label: values}};
     `ids_sha256` and `references_sha256` {protocol: hash}, which say what may be compared.
@@ -122,6 +125,7 @@ def score_all(
     known = {key: one for key, one in statistics.items() if one is not None}
     metrics = {
         **facts,
+        "baselines": {name: _texts_of(texts) for name, texts in baselines_of(rows).items()},
         **corpus_values(statistics),
         "intervals": intervals(known, resamples, units.of_row),
         "bootstrap": {"resamples": resamples, "level": LEVEL, "unit": units.name, "units": units.count},
@@ -136,6 +140,13 @@ def score_all(
     return Scores(ids, statistics, states, metrics)
 
 
+def _texts_of(texts: Sequence[str]) -> dict[str, float]:
+    """Distinct reports and mean length of a baseline, as text_facts counts them."""
+    prepared = [prepare(text) for text in texts]
+    words = sum(len(text.split()) for text in prepared)
+    return {"distinct_reports": len(set(prepared)), "mean_words_prediction": words / len(prepared)}
+
+
 def hash_of(lines: Iterable[str]) -> str:
     """16 hex digits of texts in order; of sorted ids it is the data card's."""
     return hashlib.sha256("\n".join(lines).encode("utf-8", "replace")).hexdigest()[:16]
@@ -147,7 +158,7 @@ def _subsets(rows, states, statistics: Mapping[str, Statistic], resamples: int, 
         states[RULE_LABELER]["reference"] if RULE_LABELER in states else label_by_rules([r["reference"] for r in rows])
     )
     findings, earlier = abnormal(expected), np.array([speaks_of_earlier(row["reference"]) for row in rows])
-    text = {key: one for key, one in statistics.items() if key.removeprefix("constant/").split("/")[0] in REFERENCE_COLUMNS}
+    text = {key: one for key, one in statistics.items() if of_baseline(key)[1].split("/")[0] in REFERENCE_COLUMNS}
     stated = positive(expected, "u0")
     parts = {"abnormal": (findings, statistics), "normal": (~findings, statistics)}
     parts |= {"earlier": (earlier, statistics), "not_earlier": (~earlier, statistics)}
@@ -174,7 +185,7 @@ def study_columns(scores: Scores) -> dict[str, np.ndarray]:
         key: one.studies()
         for key, one in scores.statistics.items()
         if one is not None
-        and not key.startswith("constant/")
+        and not of_baseline(key)[0]
         and (not key.startswith("ce/") or ("/14/example/" in key and key.endswith("/f1")))
     }
 

@@ -1,15 +1,18 @@
-"""Several runs in one table: mean and spread over seeds, constant report, published rows; what cannot be compared is refused."""
+"""Several runs in one table: mean and spread over seeds, baselines, published rows; what cannot be compared is refused."""
 
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from modules.artefact import read_json
 from modules.errors import InputError
+from modules.scoring.baselines import BASELINES, footnotes, prefixes, title
+from modules.scoring.clinical import LEADING
 from modules.scoring.metrics import METRICS
-from modules.scoring.score_table import TITLES, markdown
+from modules.scoring.score_table import FINDINGS, TITLES, markdown
 from modules.text.labeler import VERSION
 
 # Flags in which the seeds of one setting may differ: names of places, and a teacher that was trained with the same seed.
@@ -17,7 +20,7 @@ NOT_A_SETTING = frozenset(
     """seed save_dir load resume teacher num_workers dry_run offline device data_dir ann_path image_dir weights_dir
     image_check score reference compare table table_format export out image""".split()
 )
-CLINICAL = (f"ce/{VERSION}/14/macro/u1/f1", f"ce/{VERSION}/5/micro/u1/f1")
+CLINICAL = {"F1 micro": f"ce/{VERSION}/{LEADING}", "F1 macro": f"ce/{VERSION}/{LEADING}".replace("micro", "macro")}
 FORMATS = ("markdown", "csv", "latex")
 
 
@@ -97,50 +100,88 @@ def group_seeds(runs: Sequence[Run]) -> list[list[Run]]:
     return found
 
 
+class Column(NamedTuple):
+    """A figure of the table: its heading, its key, and the part of the split it is of ("" is all)."""
+
+    heading: str
+    key: str
+    part: str = ""
+
+    def of(self, metrics: Mapping, prefix: str = "") -> float | None:
+        """Its value for the system or a baseline; KeyError where the run was not scored so."""
+        values = metrics["subsets"][self.part] if self.part else metrics
+        return values[prefix + self.key]
+
+    def known(self, metrics: Mapping, prefix: str = "") -> bool:
+        return prefix + self.key in (metrics.get("subsets", {}).get(self.part, {}) if self.part else metrics)
+
+
 def table_rows(
-    runs: Sequence[Run], protocol: str, published: Mapping[str, Mapping[str, float]] | None = None
+    runs: Sequence[Run], protocol: str, published: Mapping[str, Mapping[str, float]] | None = None, digits: int = 4
 ) -> tuple[list[str], list[list[str]], list[str]]:
-    """Header, rows and notes of the table: one row per setting, the constant report, then `published` (name -> values)."""
+    """Header, rows and notes of the table: one row per setting, the baselines, then `published` (name -> values).
+
+    The last columns but one are those of the abnormal studies alone.
+    """
     check_comparable(runs, protocol)
-    keys = [f"{protocol}/{name}" for name in METRICS] + [key for key in CLINICAL if all(key in r.metrics for r in runs)]
-    header = [
-        "system",
-        "seeds",
-        *(TITLES.get(key.split("/")[-1], key) if key.startswith(protocol) else key for key in keys),
-    ]
-    header.append("distinct")
+    columns = [Column(TITLES.get(name, name), f"{protocol}/{name}") for name in METRICS]
+    columns += [Column(heading, key) for heading, key in CLINICAL.items()]
+    columns += [Column("abnormal: CIDEr", f"{protocol}/CIDEr", "abnormal")]
+    columns += [Column("abnormal: F1 micro", CLINICAL["F1 micro"], "abnormal")]
+    columns = [column for column in columns if column.part == "" and column.key.startswith(protocol)
+               or all(column.known(run.metrics) for run in runs)]  # fmt: skip
+    header = ["system", "seeds", *(column.heading for column in columns), "distinct"]
     rows, notes = [], []
     for group in group_seeds(runs):
         name = _common_name([run.name for run in group]) + (" (oracle)" if any(run.oracle for run in group) else "")
         name += "".join(f" ({mark})" for mark in dict.fromkeys(mark for run in group for mark in run.marks))
-        cells = [_cell([run.metrics.get(key) for run in group]) for key in keys]
+        known = [column if all(column.known(run.metrics) for run in group) else None for column in columns]
+        cells = [_cell([column.of(run.metrics) for run in group] if column else [None], digits) for column in known]
         distinct = statistics.mean(run.metrics["distinct_reports"] for run in group)
         rows.append([name, str(len(group)), *cells, f"{distinct:.0f}"])
-    constant = next((run.metrics for run in runs if f"constant/{keys[0]}" in run.metrics), None)
-    if constant is not None:
-        cells = [_cell([constant.get(f"constant/{key}")]) for key in keys]
-        rows.append(["constant report *", "-", *cells, "1"])
-        notes.append("* one training report, the best on validation, given to every study.")
+    baselines = _baseline_rows(runs, columns, digits)
+    rows += [row for _, row in baselines]
+    notes += footnotes([name for name, _ in baselines])
     for name, values in (published or {}).items():
-        printed = [values.get(key.split("/")[-1]) if key.startswith(protocol) else None for key in keys]
+        printed = [None if column.part else values.get(column.key.removeprefix(f"{protocol}/")) for column in columns]
         rows.append([f"{name} (published)", "-", *("-" if value is None else f"{value:.3f}" for value in printed), "-"])
     if any(run.oracle for run in runs):
         notes.append("(oracle): diagnoses made from the reports of the scored studies.")
     if any(len(group) > 1 for group in group_seeds(runs)):
         notes.append("± is the standard deviation over seeds (n - 1).")
     first = runs[0].metrics
-    notes.insert(0, f"{protocol}, {first['studies']} studies, ids {first['ids_sha256']}.")
+    abnormal = first.get("subsets", {}).get("abnormal", {}).get("studies")
+    known = "" if abnormal is None else f", {abnormal:,d} of them abnormal"
+    notes.insert(0, f"{protocol}, {first['studies']:,d} studies{known}, ids {first['ids_sha256']}.")
+    if any(column.heading.endswith("F1 micro") for column in columns):
+        notes.append(FINDINGS)
     if published:
         notes.append("Published rows: as printed in their papers, protocol as they used it, not scored here.")
     return header, rows, notes
 
 
-def _cell(values: Sequence[float | None]) -> str:
+def _baseline_rows(runs: Sequence[Run], columns: Sequence[Column], digits: int) -> list[tuple[str, list[str]]]:
+    """(column of the predictions, row) of each baseline; one that rests on a run's own features has a row per outcome."""
+    found: list[tuple[str, list[str]]] = []
+    for name in BASELINES:
+        rows: dict[tuple[str, ...], str] = {}
+        for run in runs:
+            if f"{name}/" in prefixes(run.metrics):
+                known = [column.known(run.metrics, f"{name}/") for column in columns]
+                cells = [c.of(run.metrics, f"{name}/") if there else None for c, there in zip(columns, known)]
+                distinct = run.metrics.get("baselines", {}).get(name, {"distinct_reports": 1})["distinct_reports"]
+                rows.setdefault((*(_cell([cell], digits) for cell in cells), f"{distinct}"), run.name)
+        for cells, of in rows.items():
+            found.append((name, [title(f"{name}/") + (f" ({of})" if len(rows) > 1 else ""), "-", *cells]))
+    return found
+
+
+def _cell(values: Sequence[float | None], digits: int) -> str:
     if any(value is None for value in values):
         return "n/a"
     if len(values) == 1:
-        return f"{values[0]:.4f}"
-    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _common_name(names: Sequence[str]) -> str:
@@ -159,15 +200,29 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence
         lines = [header, *rows]
         return "\n".join(",".join(f'"{cell}"' if set(cell) & set(',"\n') else cell for cell in line) for line in lines)
     if form == "latex":
-        body = [" & ".join(_latex(cell) for cell in line) + r" \\" for line in [header, *rows]]
-        head = rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"
-        end = ["\\bottomrule", r"\end{tabular}", *(f"% {note}" for note in notes)]
-        return "\n".join([head, "\\toprule", body[0], "\\midrule", *body[1:], *end])
+        return _latex_table(header, rows, notes)
     cells = [[cell.replace("|", "\\|") for cell in line] for line in [header, *rows]]
     return "\n".join([*markdown(cells, words=1), "", *notes])
 
 
+def _latex_table(header, rows, notes) -> str:
+    """A table environment that stands in a paper as it is: needs booktabs and graphicx; published rows below a rule."""
+    lines = [" & ".join(_latex(cell) for cell in line) + r" \\" for line in rows]
+    first = next((number for number, row in enumerate(rows) if row[0].endswith("(published)")), len(rows))
+    baseline = next((number for number, row in enumerate(rows) if row[1] == "-"), len(rows))
+    for place in sorted({first, baseline} - {0, len(rows)}, reverse=True):
+        lines.insert(place, r"\midrule")
+    body = [
+        r"\begin{table*}[t]", r"\centering",
+        r"\caption{" + " ".join(_latex(note) for note in notes) + "}", r"\label{tab:results}",
+        r"\resizebox{\textwidth}{!}{%", rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule",
+        " & ".join(_latex(cell) for cell in header) + r" \\", r"\midrule", *lines, r"\bottomrule",
+        r"\end{tabular}}", r"\end{table*}",
+    ]  # fmt: skip
+    return "\n".join(["% \\usepackage{booktabs, graphicx}", *body])
+
+
 def _latex(text: str) -> str:
-    for sign, written in (("\\", r"\textbackslash "), *((s, f"\\{s}") for s in "&%$#_{}"), ("±", r"$\pm$")):
-        text = text.replace(sign, written)
-    return text
+    signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "*": "$^*$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    signs |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    return "".join(signs.get(sign, sign) for sign in text)

@@ -18,6 +18,7 @@ from modules.scoring.metrics import METRICS, prepare, text_statistics
 from modules.scoring.optional_metrics import check_extra, extra_statistics
 from modules.scoring.other_files import Split, read_any
 from modules.scoring.predictions import R2GenReferences, write_predictions
+from modules.scoring.published import published_rows
 from modules.scoring.resampling import (
     Statistic,
     interval,
@@ -82,9 +83,12 @@ def test_clinical_by_hand():
         {"Edema": "positive", "Pneumonia": "positive"}, {"Edema": "positive"}, {"No Finding": "positive"}, {}
     )
     value = {key: one.corpus() for key, one in clinical_statistics("x", gold, told).items()}
-    assert len(value) == 36
+    assert len(value) == 54 and next(iter(value)) == "ce/x/13/micro/u0/precision"
     # u1: hits Edema 2, No Finding 1; said 4; there 4
     assert [value[f"ce/x/14/micro/u1/{name}"] for name in ("precision", "recall", "f1")] == [3 / 4, 3 / 4, 3 / 4]
+    # the same without No Finding: hits Edema 2; said 3; there 3
+    assert [value[f"ce/x/13/micro/u1/{name}"] for name in ("precision", "recall", "f1")] == pytest.approx([2 / 3] * 3)
+    assert value["ce/x/13/macro/u1/f1"] == pytest.approx(1 / 13) and value["ce/x/13/example/u1/f1"] == (2 / 3 + 2 / 3) / 4
     assert value["ce/x/14/macro/u1/f1"] == pytest.approx((1 + 1) / 14)
     assert value["ce/x/14/example/u1/precision"] == pytest.approx((1 / 2 + 1 + 1 + 0) / 4)
     assert value["ce/x/14/example/u1/f1"] == pytest.approx((2 / 3 + 2 / 3 + 1 + 0) / 4)
@@ -255,10 +259,53 @@ def test_everything_is_scored(no_java):
     assert parts["label/Fracture"] == {"studies": 0}
     assert set(result["words"]["prediction"]) == {"mean", "deviation", "p5", "median", "p95", "most"}
     assert 0 < result["earlier"]["reference"]["sentences"] < 1
+    assert result["baselines"] == {"constant": {"distinct_reports": 1, "mean_words_prediction": 5.0}}
     assert len(result["ids_sha256"]) == 16 and set(result["references_sha256"]) == {"r2gen"}
     text = format_table(result)
     for word in ("95% interval", "rules-2 u0", "14 macro", "not earlier", "Sentences about earlier studies"):
         assert word in text
+
+
+def test_baselines_are_scored_as_a_system_of_their_own(no_java):
+    rows = made_rows(30)
+    texts = {"constant_cider": ["no edema ."] * 30, "consensus": [row["reference_clean"] for row in reversed(rows)]}
+    rows = [row | {name: column[place] for name, column in texts.items()} for place, row in enumerate(rows)]
+    result, head = scored(rows).metrics, None
+    for name, column in texts.items():
+        alone = scored([row | {"prediction": text} for row, text in zip(made_rows(30), column)]).metrics
+        for key in ("r2gen/BLEU_4", "r2gen/CIDEr", "ce/rules-2/13/macro/u1/f1"):
+            assert result[f"{name}/{key}"] == pytest.approx(alone[key]), (name, key)
+            assert result["subsets"]["abnormal"][f"{name}/{key}"] == pytest.approx(alone["subsets"]["abnormal"][key])
+        assert result["baselines"][name]["distinct_reports"] == alone["distinct_reports"]
+    lines = format_table(result).splitlines()
+    head = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:7]]
+    assert [row[0] for row in head[2:]] == ["this system", "95% interval", "constant report, BLEU-4 *",
+                                            "constant report, CIDEr *", "consensus report *"]  # fmt: skip
+    abnormal = result["subsets"]["abnormal"]
+    shown = [abnormal["consensus/r2gen/CIDEr"], abnormal["consensus/ce/rules-2/13/micro/u1/f1"]]
+    assert head[6][-3:] == [*(f"{value:.4f}" for value in shown), str(result["baselines"]["consensus"]["distinct_reports"])]
+    rows[3]["constant_cider"] = "another"
+    with pytest.raises(InputError, match="column constant_cider: 2 different texts"):
+        scored(rows)
+
+
+def test_predictions_without_a_finding_are_told(no_java):
+    rows = [row | {"prediction": "the lungs are clear . no effusion ."} for row in made_rows(20)]
+    assert "no prediction states a finding" in scored(rows).metrics["notes"]["ce/rules-2"]
+    rows[7]["prediction"] = "possible edema ."
+    assert "ce/rules-2" not in scored(rows).metrics["notes"]
+
+
+def test_published_rows_stand_beside_the_same_studies_only():
+    ids = "5a1ffae1cceeaad4"  # of IU X-Ray's 590
+    rows, note = published_rows("iu_xray", {"studies": 590, "ids_sha256": ids})
+    assert rows["R2Gen"]["BLEU_4"] == 0.165 and note is None
+    for other in ({"studies": 589, "ids_sha256": ids}, {"studies": 590, "ids_sha256": "0" * 16}):
+        rows, note = published_rows("iu_xray", other)
+        assert rows == {} and "590 in the test split of the papers" in note
+    rows, note = published_rows("mimic_cxr", {"studies": 3858, "ids_sha256": "any"})
+    assert "EKAGen" in rows and "the ids of their split are not known" in note
+    assert published_rows("miniature", {"studies": 3}) == ({}, None) == published_rows(None, {})
 
 
 def test_a_subset_is_scored_as_if_alone(no_java):
@@ -390,7 +437,7 @@ def test_extra_metrics_of_packages(monkeypatch, no_java, tmp_path):
 def split():
     draw = random.Random(5)
     reports = {f"CXR{n}": report(draw) for n in range(8)}
-    return Split("test", reports, R2GenReferences(SENTENCES, "iu_xray", threshold=1), "the lungs are clear .")
+    return Split("test", reports, R2GenReferences(SENTENCES, "iu_xray", threshold=1), {"constant": "the lungs are clear ."})
 
 
 def told(split) -> dict[str, str]:
@@ -498,7 +545,7 @@ def test_seeds_stand_together(no_java, tmp_path):
     runs.append(run_folder(tmp_path / "other", made_rows(20), seed=1, flags={"adm": False}, oracle_labels=True))
     header, rows, notes = table_rows([read_run(path, "test") for path in runs], "r2gen", {"R2Gen": {"BLEU_4": 0.165}})
     assert [row[:2] for row in rows] == [
-        ["full", "2"], ["other (oracle)", "1"], ["constant report *", "-"], ["R2Gen (published)", "-"],
+        ["full", "2"], ["other (oracle)", "1"], ["constant report, BLEU-4 *", "-"], ["R2Gen (published)", "-"],
     ]  # fmt: skip
     values = [read_run(path, "test").metrics["r2gen/BLEU_4"] for path in runs[:2]]
     place = header.index("BLEU-4")
@@ -507,7 +554,8 @@ def test_seeds_stand_together(no_java, tmp_path):
     markdown, table, latex = (render(header, rows, notes, form) for form in ("markdown", "csv", "latex"))
     assert len({len(line) for line in markdown.splitlines()[:6]}) == 1
     assert list(csv.reader(table.splitlines()))[1] == rows[0]
-    assert r"constant report *" in latex and r"$\pm$" in latex and latex.count(r"\\") == 5
+    assert r"constant report, BLEU-4 $^*$" in latex and r"$\pm$" in latex and latex.count("\\\\\n") == 5
+    assert latex.count(r"\midrule") == 3 and r"\caption{r2gen, 20 studies" in latex
 
 
 def test_same_seed_twice_is_no_spread(no_java, tmp_path):
@@ -567,7 +615,7 @@ def test_score_compare_and_table_from_the_command_line(no_java, annotation, spli
         write_csv(tmp_path / f"{name}.csv", [("id", "report"), *((study, other) for study in split.reports)])
         words = ["--score", tmp_path / f"{name}.csv", "--reference", annotation, "--save_dir", tmp_path / name, *few]
         said = command(capsys, *words, "--export", "csv")
-        assert "constant report *" in said and "8 studies, prepared as iu_xray" in said
+        assert "constant report, CIDEr *" in said and "8 studies, prepared as iu_xray" in said
         files = {f"{what}_test.csv" for what in ("predictions", "scores", "labels")}
         files |= {"metrics_test.json", "csv_test.csv", "index.html"}
         assert {path.name for path in (tmp_path / name).iterdir()} == files
@@ -586,12 +634,12 @@ def test_score_compare_and_table_from_the_command_line(no_java, annotation, spli
         *few,
     ]
     said = command(capsys, *words, "--out", tmp_path / "difference.json")
-    assert "r2gen/BLEU_4" in said and "verdict" in said
+    assert "r2gen/BLEU_4" in said and "not distinguished" in said and "ce/rules-2/13/micro/u1/f1" in said
     assert json.loads((tmp_path / "difference.json").read_text())["studies"] == 8
     said = command(
         capsys, "--table", tmp_path / "one", tmp_path / "two", "--table_format", "csv", "--out", tmp_path / "t.csv"
     )
-    assert said.startswith("system,seeds,BLEU-1") and "R2GenCMN (published)" in said
+    assert said.startswith("system,seeds,BLEU-1") and "(published)" not in said
     assert (tmp_path / "t.csv").read_text() == said
 
 
