@@ -26,6 +26,7 @@ from modules.flags import parse, read_typed
 from modules.generation import write_split
 from modules.model_card import write_model_card
 from modules.precision import Precision, choose_device, seed_everything
+from modules.progress import working
 from modules.results_page.build import write_page
 from modules.results_page.diagnoses import write_diagnoses
 from modules.results_page.evidence import Attention, write_evidence
@@ -109,7 +110,8 @@ def main(argv=None) -> None:
 
     rule = {"rule": args.cleaning, "threshold": args.reference_threshold, "max_words": args.reference_words}
     references = R2GenReferences(words, **rule)
-    constants = constant_reports(data.texts["train"], data.texts["val"], references)
+    with working("the best constant report"):
+        constants = constant_reports(data.texts["train"], data.texts["val"], references)
     studies = data.studies[args.split]
     rows = [
         references.row(study.id, study.report, **written[study.id], **constants, **units)
@@ -119,9 +121,9 @@ def main(argv=None) -> None:
     predictions = folder / f"predictions_{args.split}.csv"
     write_predictions(predictions, rows)
     expected = [study.id for study in studies]
-    scores = score_all(
-        rows, expected_ids=expected, resamples=args.bootstrap, resample_by=args.resample_by, **scoring
-    )
+    with working("scoring, with intervals"):
+        resampling = {"resamples": args.bootstrap, "resample_by": args.resample_by}
+        scores = score_all(rows, expected_ids=expected, **resampling, **scoring)
     facts = {
         "split": args.split,
         "data_set": args.dataset_name,

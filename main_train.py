@@ -25,6 +25,7 @@ from modules.generation import write_split
 from modules.image_use import ImageUse
 from modules.model_card import write_model_card
 from modules.precision import Precision, choose_device, seed_everything
+from modules.progress import working
 from modules.run_folder import RunLog, check_inputs, describe_run, open_run, write_run
 from modules.scoring.meteor import Meteor
 from modules.scoring.metrics import metric_keys, score
@@ -112,22 +113,31 @@ def main(argv=None) -> None:
     with Meteor() as meteor:
         reason = processes.from_first(meteor.check)
         if reason:
-            log.write("meteor", reason=f"METEOR is n/a in this run: {reason}")
+            log.write("meteor", say=f"METEOR is n/a in this run: {reason}", reason=reason)
             if any(name.endswith("METEOR") for name in monitor_parts(args.monitor_metric)):
                 raise InputError(f"--monitor_metric {args.monitor_metric} cannot be computed: {reason}")
-        train_rounds(args, folder, log, meteor=meteor, **shared)
+        best, value = train_rounds(args, folder, log, meteor=meteor, **shared)
+    log.say(last_line(args, best, value))
     processes.from_first(lambda: write_model_card(folder))
 
 
-def train_rounds(args, folder: Path, log, **shared) -> None:
-    """One training, or of a system that distils a teacher and N students, the best so far teaching the next."""
+def last_line(args, best: Path, value: float | None) -> str:
+    """Best value, its file, and what to type next."""
+    if value is None:
+        return f"no epoch had a value of {args.monitor_metric}: no best.pt; {best.with_name('last.pt')} holds the last epoch"
+    return f"best {args.monitor_metric} {value:.4f}: {best}\nnext: python main_test.py --load {best}"
+
+
+def train_rounds(args, folder: Path, log, **shared) -> tuple[Path, float | None]:
+    """One training, or of a system that distils a teacher and N students, the best so far teaching the next. Returns the best
+    checkpoint and its monitored value."""
     rounds, teacher = shared["kind"].rounds(args)
     if not rounds:
-        train_round(args, folder, log, teacher=teacher, **shared)
-        return
+        return train_round(args, folder, log, teacher=teacher, **shared)
     best, best_value = None, None
     for number in range(rounds + 1):  # round 0 has no teacher: it becomes one
-        log.write("round", round=number, teacher=str(best))
+        what = f"a student of {best}" if best else "the teacher-to-be"
+        log.write("round", say=f"round {number} of {rounds}: {what}", round=number, teacher=best and str(best))
         round_args = shared["kind"].teacher_flags(args) if number == 0 else copy.copy(args)
         round_args.resume = "" if (folder / f"round_{number}" / "last.pt").is_file() else None
         path, value = train_round(round_args, folder / f"round_{number}", log, teacher=best, **shared)
@@ -135,6 +145,7 @@ def train_rounds(args, folder: Path, log, **shared) -> None:
             best, best_value = path, value
     processes.from_first(lambda: write_atomic(folder / "best.pt", lambda temporary: shutil.copyfile(best, temporary)))
     log.write("rounds", best=str(best), value=best_value)
+    return folder / "best.pt", best_value
 
 
 def train_round(args, folder: Path, log, *, teacher, start, data, tokenizer, kind, device, meteor):
@@ -148,7 +159,9 @@ def train_round(args, folder: Path, log, *, teacher, start, data, tokenizer, kin
     if teacher:
         system.attach_teacher(args, tokenizer, teacher)
     trained = sum(p.numel() for group in system.parameter_groups().values() for p in group)
-    log.write("system", model=args.model, words=tokenizer.vocab_size, trained_parameters=trained, teacher=str(teacher))
+    words = tokenizer.vocab_size
+    log.write("system", say=f"{kind.title}: {words:,} words, {trained / 1e6:.2f} M trained parameters; the rest is in {folder}",
+              model=args.model, words=words, trained_parameters=trained, teacher=teacher and str(teacher))  # fmt: skip
 
     settings = {"num_workers": args.num_workers, "pin": device.type == "cuda"}
     part = max(1, args.batch_size // (processes.count() * args.accumulate))  # what one process holds at a time
@@ -169,7 +182,8 @@ def train_round(args, folder: Path, log, *, teacher, start, data, tokenizer, kin
         use = ImageUse(system)
         written = write_split(system, val_loader, tokenizer, decoding, precision=precision, device=device, watch=use)
         rows = [texts.row(study.id, study.report, **written[study.id]) for study in data.studies["val"]]
-        scores = processes.from_first(lambda: score(rows, expected_ids=list(written), protocols=protocols, meteor=meteor))
+        with working("scoring the validation reports"):
+            scores = processes.from_first(lambda: score(rows, expected_ids=list(written), protocols=protocols, meteor=meteor))
         return {name: value for name, value in scores.items() if not isinstance(value, dict)} | {"image_use": use.value()}
 
     carried = {

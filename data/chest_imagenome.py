@@ -20,12 +20,12 @@ from pathlib import Path
 
 import pandas
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from data.scene_graphs import write_scene_graphs
 from data.studies import SPLITS, Study, read_annotation
 from modules.artefact import built_already, read_json, sha256
 from modules.errors import InputError, entry
+from modules.progress import tracked
 from modules.text.regions import REGIONS, GraphLayout
 
 FORMAT = 1  # raise it when the same files give another result
@@ -98,7 +98,7 @@ def official_rows(args, studies: list[Study], left_out: Counter) -> Iterator[dic
     """A line per image that has a graph; the others are counted."""
     read, known = opener_of(Path(args.imagenome))
     sizes = read_sizes(Path(args.metadata)) if args.metadata else {}
-    for study in tqdm(studies, desc="Chest ImaGenome", disable=None, leave=False):
+    for study in tracked(studies, desc="Chest ImaGenome"):
         dicom = Path(study.images[0]).stem
         if dicom not in known:
             left_out[study.split] += 1

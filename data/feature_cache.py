@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from data.batches import StudyDataset, fixed_draw
 from data.image_cache import fingerprint, locked
@@ -26,6 +25,7 @@ from data.images import MEAN, STD
 from modules import processes
 from modules.artefact import checksum, read_json, sha256, write_json
 from modules.errors import InputError, Problems
+from modules.progress import tracked
 
 FORMAT = 1
 KINDS = {"float32": np.float32, "float16": np.float16}
@@ -230,7 +230,7 @@ def _build(folder: Path, facts: dict, source: _Source, extractor, *, device, pre
     extractor.to(device).eval()
     try:
         with open(unfinished / "features.bin", "wb") as file:
-            for images in tqdm(loader, desc="features", disable=None, leave=False):
+            for images in tracked(loader, desc="features"):
                 with precision.region():
                     features = extractor(torch.cat(images).to(device))
                 rows = features.permute(0, 2, 3, 1).float().cpu().contiguous().numpy()

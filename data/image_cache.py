@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from data.images import PLAIN, Reading, open_image
 from modules.artefact import checksum, read_json, write_json
 from modules.errors import InputError
+from modules.progress import tracked
 
 VERSION = 2
 PARTS = {"pixels.bin", "table.npy", "manifest.json"}
@@ -168,7 +168,7 @@ def build_cache(folder: Path, image_dir, paths, resize, wanted: dict, *, reading
     try:
         with open(unfinished / "pixels.bin", "wb") as file, ThreadPoolExecutor(WORKERS) as pool:
             read = lambda path: _read(f"{image_dir}/{path}", resize, reading)  # noqa: E731
-            bar = tqdm(total=len(paths), desc="image cache", disable=None if progress else True, leave=False)
+            bar = tracked(total=len(paths), desc="image cache", hidden=not progress)
             for start in range(0, len(paths), 16 * WORKERS):  # few images at a time: the memory stays small
                 some = list(islice(paths, start, start + 16 * WORKERS))
                 for path, (pixels, reason) in zip(some, pool.map(read, some)):

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from data.image_cache import fingerprint
 from modules.artefact import (
@@ -34,6 +33,7 @@ from modules.artefact import (
 )
 from modules.errors import InputError
 from modules.nets.adm import SIDE, apply_mask
+from modules.progress import tracked
 
 FLUSH_SECONDS = 5.0
 UNFINISHED, WHOLE = "unfinished adm masks", "adm masks"
@@ -345,7 +345,7 @@ def export_tree(store: PackedMasks, root: str | Path) -> int:
             raise InputError(f"{store.root}: image {image} leaves the folder it belongs to")
         if taken.setdefault(path, image) != image:
             raise InputError(f"{image} and {taken[path]} would share the file {path}")
-    for image in tqdm(store.rows, desc="writing .npy files", mininterval=1, disable=None):
+    for image in tracked(store.rows, desc="writing .npy files"):
         path = root / Path(image).with_suffix(".npy")
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary := path.with_name(f".{path.name}.{os.getpid()}.tmp"), "wb") as file:
@@ -385,7 +385,7 @@ def import_tree(args, images: list[str]) -> dict:
     if store.message:
         print(store.message)
     try:
-        for image in tqdm(present[store.done :], desc="packing", mininterval=1, disable=None):
+        for image in tracked(present[store.done :], desc="packing"):
             mask = tree.get(image)
             if mask.shape != shape:
                 raise InputError(f"--import_tree: the mask of {image} has {mask.shape} pixels, that of {present[0]} {shape}")

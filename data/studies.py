@@ -11,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.images import image_problem
 from modules.artefact import read_json
 from modules.errors import InputError, Problems
+from modules.progress import tracked
 from modules.text.cleaning import clean_report
 
 SPLITS = ("train", "val", "test")
@@ -130,8 +129,8 @@ def check_images(images: list[str], image_dir: str | Path, *, depth: str, progre
     images = list(dict.fromkeys(images))
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda image: image_problem(f"{image_dir}/{image}", depth), images)
-        settings = {"desc": "checking images", "disable": None if progress else True, "leave": False}
-        return {image: problem for image, problem in tqdm(zip(images, found), total=len(images), **settings) if problem}
+        settings = {"desc": "checking images", "hidden": not progress}
+        return {image: problem for image, problem in tracked(zip(images, found), total=len(images), **settings) if problem}
 
 
 def without_broken(

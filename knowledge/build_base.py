@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from data.studies import read_annotation
 from models import SYSTEMS
@@ -23,6 +22,7 @@ from modules.errors import InputError, entry
 from modules.flags import Parser, parse
 from modules.nets.knowledge_base import KnowledgeBase, embed
 from modules.nets.transformer import Embedding
+from modules.progress import tracked
 from modules.safe_pickle import load_pickle
 from modules.text.labels import CHEXPERT_14, NO_FINDING, read_label_table
 from modules.text.tokenizer import Tokenizer
@@ -56,12 +56,7 @@ def build(ids: torch.Tensor, vectors: list[list[int]], layer: dict, *, kind: str
     entry_bytes = ids.shape[1] * layer["word"].shape[1] * 4
     at_once = max(1, (2 << 30) // entry_bytes)
     result, keys = {}, sorted(groups)
-    with tqdm(
-        total=2 * sum(map(len, groups.values())),
-        desc="building the base",
-        disable=None if progress else True,
-        leave=False,
-    ) as bar:
+    with tracked(total=2 * sum(map(len, groups.values())), desc="building the base", hidden=not progress) as bar:
         for first in range(0, len(keys), at_once):
             for key in keys[first : first + at_once]:
                 result[key] = _expert(ids, groups[key], layer, bar)

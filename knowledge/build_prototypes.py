@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from data.batches import StudyDataset, make_loader
 from data.prepare import open_data
@@ -29,6 +28,7 @@ from modules.flags import Parser, parse
 from modules.nets.pretrained import load_backbone, weights_problem
 from modules.nets.visual_extractor import VisualExtractor
 from modules.precision import choose_device
+from modules.progress import tracked
 from modules.text.chexbert import CheXbertLabeler
 from modules.text.cleaning import clean_report
 from modules.text.labels import CHEXPERT_14, NO_FINDING
@@ -48,7 +48,7 @@ def image_features(flags, studies, device, *, mirror: bool) -> list[torch.Tensor
     dataset = StudyDataset(studies, flags.image_dir, needs={"images"}, **shape)
     loader = make_loader(dataset, batch_size=flags.batch_size, num_workers=flags.num_workers, shuffle=False)
     rows: list[list[torch.Tensor]] = [[], []] if mirror else [[]]
-    for batch in tqdm(loader, desc="looking at images", disable=None, leave=False):
+    for batch in tracked(loader, desc="looking at images"):
         batch = batch.to(device)
         for number, kind in enumerate(rows):
             images = batch.images.flip(-1) if number else batch.images
@@ -81,7 +81,7 @@ def chexbert_text(reports: list[str], path: str, vocab: str, device, batch_size:
     labeler.model.linear_heads = nn.ModuleList([nn.Identity()])  # the state itself instead of labels
     coded = [labeler.tokenizer.encode(report) for report in reports]
     rows = []
-    for start in tqdm(range(0, len(coded), batch_size), desc="reading reports", disable=None, leave=False):
+    for start in tracked(range(0, len(coded), batch_size), desc="reading reports"):
         part = [torch.tensor(ids) for ids in coded[start : start + batch_size]]
         lengths = torch.tensor([len(ids) for ids in part])
         padded = nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=labeler.tokenizer.ids["[PAD]"])
@@ -131,7 +131,7 @@ def cluster(features: list[torch.Tensor], labels: torch.Tensor, count: int, seed
     labels[~labels.any(1), CHEXPERT_14.index(NO_FINDING)] = True
     shares = [count // len(features) + (number < count % len(features)) for number in range(len(features))]
     rows = []
-    for k in tqdm(range(labels.shape[1]), desc="clustering", disable=None, leave=False):
+    for k in tracked(range(labels.shape[1]), desc="clustering"):
         members = labels[:, k] if labels[:, k].any() else torch.ones(len(labels), dtype=torch.bool)
         rows += [kmeans(kind[members], share, seed=seed) for kind, share in zip(features, shares) if share]
     return torch.cat(rows)

@@ -19,8 +19,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.images import open_image, reading_of
 from data.scene_graphs import layout_of, manifest_of, read_rows, read_scene_graphs, write_scene_graphs
 from data.studies import SPLITS, Study, check_studies, read_annotation, without_broken
@@ -31,6 +29,7 @@ from modules import flags
 from modules.artefact import built_already, manifest_path, sha256, write_json
 from modules.errors import InputError, Problems, entry
 from modules.precision import choose_device
+from modules.progress import tracked
 from modules.text.region_rules import VERSION, read_gains, read_regions
 from modules.text.regions import REGIONS
 
@@ -129,7 +128,7 @@ def make_rows(args, studies: list[Study], file: dict[str, list[dict]] | None, fi
     paths = [f"{args.image_dir}/{study.images[0]}" for study in anew]
     found = boxes_of(paths, finder, reading_of(args)) if finder else iter(())
     renewed = {study.images[0] for study in anew}
-    for study in tqdm(studies, desc="scene graphs", disable=None, leave=False):
+    for study in tracked(studies, desc="scene graphs"):
         image = study.images[0]
         if image in renewed:
             names, boxes, scores = next(found)

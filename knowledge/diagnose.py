@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from data.images import PLAIN, Reading, diagnosis_tensor, open_image, reading_of, square
 from data.scene_graphs import box_source
@@ -15,6 +14,7 @@ from modules import processes
 from modules.artefact import checksum, write_atomic
 from modules.nets.adm import SIDE
 from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
+from modules.progress import tracked
 
 
 class FirstImages(Dataset):
@@ -49,7 +49,7 @@ def probabilities(
         FirstImages(studies, image_dir, bot.side, reading), batch_size=batch_size, num_workers=num_workers
     )
     rows = []
-    for images in tqdm(loader, desc="diagnosing", disable=None if progress else True, leave=False):
+    for images in tracked(loader, desc="diagnosing", hidden=not progress):
         rows += bot(images.to(device)).float().cpu().tolist()
     return {study.id: row for study, row in zip(studies, rows)}
 

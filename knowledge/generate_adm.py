@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from data.images import PLAIN, Reading, diagnosis_tensor, open_image, reading_of, square
 from data.mask_store import (
@@ -41,6 +40,7 @@ from modules.errors import InputError, Problems, entry
 from modules.nets.adm import RULES, SIDE, apply_mask, classifier_masks, gradcam
 from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
 from modules.precision import choose_device
+from modules.progress import tracked
 
 MIMIC_IMAGES = 377_110
 PRESETS = {"mimic_cxr": {"num_workers": 8, "image_check": "quick", "batch_size": 64}}
@@ -182,7 +182,7 @@ def make_store(args, bot: DiagnosisBot, images: list[str], device) -> dict:
     start = time.perf_counter()
     rest = images[store.done :]
     try:
-        with tqdm(total=len(images), initial=store.done, desc="masks", unit="image", mininterval=1, disable=None) as bar:
+        with tracked(total=len(images), initial=store.done, desc="masks") as bar:
             for rows, wrong in packed_batches(bot, rest, args.image_dir, **settings):
                 if wrong and not args.skip_broken:
                     raise InputError(

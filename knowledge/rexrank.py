@@ -4,10 +4,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from modules.artefact import ROOT, write_atomic
 from modules.errors import InputError, Problems
+from modules.progress import tracked
 from modules.scoring.rexrank import images_of, read_rexrank, write_rexrank, written_so_far
 
 EVERY = 20  # studies between two writings
@@ -56,7 +55,7 @@ def report_rexrank(args, generate: Callable[[list[str]], dict]) -> None:
     problems.stop_if_any(f"{args.rexrank}: cannot start")
     made = written_so_far(args.out, entries)
     rest = [study for study in entries if study not in made]
-    for number, study in enumerate(tqdm(rest, desc="studies", disable=None, leave=False), 1):
+    for number, study in enumerate(tracked(rest, desc="studies"), 1):
         made[study] = generate(paths[study])["report"]
         if number % EVERY == 0 or number == len(rest):
             write_rexrank(args.out, entries, made)

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torchvision.ops import box_iou
-from tqdm import tqdm
 
 from data.batches import Batch, StudyDataset, make_loader
 from data.images import reading_of
@@ -30,6 +29,7 @@ from modules.nets.pretrained import load_backbone, weights_problem
 from modules.nets.region_detector import WHAT, RegionDetector
 from modules.nets.visual_extractor import BACKBONES
 from modules.precision import Precision, choose_device, seed_everything
+from modules.progress import tracked
 
 SHARED = {
     "data": ("dataset_name", "data_dir", "ann_path", "image_dir", "skip_broken", "image_check", "dicom", "equalize"),
@@ -165,7 +165,7 @@ class Training:
         self.data["train"].epoch = self.epoch
         self.detector.train()
         total, count = 0.0, len(self.train)
-        for step, batch in enumerate(tqdm(self.train, desc=f"epoch {self.epoch + 1}", leave=False, disable=None)):
+        for step, batch in enumerate(tracked(self.train, desc=f"epoch {self.epoch + 1}")):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.args.lr * rate((self.epoch * count + step + 1) / (self.args.epochs * count))
             boxes, present = targets(batch, len(self.detector.regions), self.detector.side)

@@ -1,10 +1,10 @@
 """A split's reports, written by any system."""
 
 import torch
-from tqdm import tqdm
 
 from modules import processes
 from modules.decoding import DecodingSettings, decode
+from modules.progress import tracked
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def write_split(
     was_training = system.training
     system.eval()
     written = {}
-    bar = tqdm(loader, desc="writing reports", disable=None if progress else True, leave=False, mininterval=1)
+    bar = tracked(loader, desc="writing reports", hidden=not progress)
     with precision.generation(system):
         for batch in bar:
             batch = system.prepare(batch)

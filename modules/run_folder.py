@@ -117,7 +117,7 @@ def open_tensorboard(folder: Path):
 
 
 class RunLog:
-    """One row per event, to log.jsonl, to the console and, where it is installed, to TensorBoard (numbers by step or epoch).
+    """One row per event, to log.jsonl and, where it is installed, to TensorBoard (numbers by step or epoch).
 
     A value that is no finite number is written as null. Of several processes the first one's log is kept.
     """
@@ -127,15 +127,20 @@ class RunLog:
         self.file = open(folder / "log.jsonl" if first else os.devnull, "a", encoding="utf-8")
         self.board, self.round = open_tensorboard(folder) if first else None, ""
 
-    def write(self, event: str, *, quiet: bool = False, **values) -> None:
+    def write(self, event: str, *, say: str = "", **values) -> None:
+        """A row of log.jsonl; `say`: what the console shows of it."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self.file.write(json.dumps({"event": event, "time": round(time.time(), 3), **clean}, ensure_ascii=False) + "\n")
         self.file.flush()
         if self.board is not None:
             self._plot(event, clean)
-        if not quiet:
-            shown = "  ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in clean.items())
-            print(f"{event:8s} {shown}", flush=True)
+        if say:
+            self.say(say)
+
+    def say(self, text: str) -> None:
+        """A line on the console, of the first process."""
+        if processes.rank() == 0:
+            print(text, flush=True)
 
     def _plot(self, event: str, values: dict) -> None:
         """Steps over steps, the rest over epochs; each round of a distillation under its own name."""

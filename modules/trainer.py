@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from modules import processes
 from modules.checkpoint import (
@@ -24,6 +23,7 @@ from modules.checkpoint import (
 from modules.errors import InputError
 from modules.optimizers import make_optimizer, make_scheduler
 from modules.precision import Precision
+from modules.progress import EpochTable, tracked
 
 # flags of the optimiser and its schedule that may change when a run goes on
 RATES = frozenset(
@@ -73,6 +73,7 @@ class Trainer:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.epoch = self.step = 0  # finished so far
         self.first_validation = min(args.validate_from, args.epochs)  # the last epoch is always validated
+        self.table = EpochTable(args.epochs, args.monitor_metric)
         self.best: float | None = None
         self.best_epoch = 0
         if processes.rank() > 0:
@@ -82,15 +83,21 @@ class Trainer:
         """Train up to --epochs; returns the path of the best checkpoint."""
         with CheckpointWriter() as writer:
             while self.epoch < self.args.epochs and not self.patience_over():
-                self.train_epoch()
+                means, speed = self.train_epoch()
                 self.epoch += 1
                 if not self.scheduler.by_step:
                     self.scheduler.step()
                 processes.same_buffers(self.system)
-                won = self.epoch >= self.first_validation and self.note(self.validate(self.system))
+                value = None
+                if self.epoch >= self.first_validation:
+                    value = self.note(self.validate(self.system))
+                won = value is not None and self.best_epoch == self.epoch
+                best = {"best": self.best, "best_epoch": self.best_epoch}
+                self.log.say(self.table.row(self.epoch, means, speed, value=value, **best))
                 self.save(writer, won)
         if self.patience_over():
-            self.log.write("stop", epoch=self.epoch, reason=f"no better value in {self.args.early_stop} epochs")
+            reason = f"no better value in {self.args.early_stop} epochs (--early_stop)"
+            self.log.write("stop", say=f"stopped after epoch {self.epoch}: {reason}", epoch=self.epoch, reason=reason)
         processes.barrier()  # best.pt is whole before anyone reads it
         return self.folder / "best.pt"
 
@@ -99,14 +106,15 @@ class Trainer:
         since = self.epoch - max(self.best_epoch, self.first_validation - 1)
         return bool(self.args.early_stop) and since >= self.args.early_stop
 
-    def train_epoch(self) -> None:
+    def train_epoch(self) -> tuple[dict[str, float], float]:
+        """One pass over the training studies; returns the mean of each loss and studies per second."""
         self.system.train()
         self.loader.dataset.epoch = self.epoch
         start = mark = time.perf_counter()
         waited, studies, seen = 0.0, 0, {}
         steps = math.ceil(len(self.loader) / self.args.accumulate)
         title = f"epoch {self.epoch + 1}/{self.args.epochs}"
-        bar = tqdm(self._steps(), total=steps, desc=title, leave=False, mininterval=1, disable=None)
+        bar = tracked(self._steps(), total=steps, desc=title)
         for number, batches in enumerate(bar, 1):
             waited += time.perf_counter() - mark
             losses = self.update(batches)
@@ -117,10 +125,12 @@ class Trainer:
             facts = {"wait": waited / (mark - start), "studies_per_s": studies / (mark - start)}
             bar.set_postfix({k: f"{v:.3g}" for k, v in {**losses, **facts}.items()}, refresh=False)
             if number % self.args.log_every == 0:
-                self.log.write("step", quiet=True, epoch=self.epoch + 1, step=self.step, **losses, **facts)
+                self.log.write("step", epoch=self.epoch + 1, step=self.step, **losses, **facts)
         means = {f"train/{name}": sum(values) / len(values) for name, values in seen.items()}
         rates = {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
         self.log.write("epoch", epoch=self.epoch + 1, step=self.step, **means, **rates, **facts)
+        losses = {name: means[f"train/{name}"] for name in seen if name == "loss" or name in self.system.loss_weights}
+        return losses, facts["studies_per_s"]
 
     def _steps(self):
         """The loader's batches, --accumulate at a time."""
@@ -182,17 +192,16 @@ class Trainer:
         counts = {"studies": len(batch), **own(batch)}
         return {name: 0 if batch.fill else float(value) for name, value in counts.items()}
 
-    def note(self, metrics: dict) -> bool:
-        """Log the validation metrics; True when the monitored one is the best so far."""
+    def note(self, metrics: dict) -> float | None:
+        """Log the validation metrics and keep the best value; returns the monitored one, None where it is n/a."""
         parts = monitor_parts(self.args.monitor_metric)
         known = all(metrics[name] is not None for name in parts)
         value = sum(weight * metrics[name] for name, weight in parts.items()) if known else None
-        won = value is not None and (self.best is None or value > self.best)
-        if won:
+        if value is not None and (self.best is None or value > self.best):
             self.best, self.best_epoch = value, self.epoch
         shown = {f"val/{name}": value for name, value in metrics.items()}
         self.log.write("val", epoch=self.epoch, **shown, best=self.best, best_epoch=self.best_epoch)
-        return won
+        return value
 
     def save(self, writer: CheckpointWriter, won: bool) -> None:
         """Write best.pt, if this epoch won, which lacks what only going on needs; then last.pt. The first process writes.
@@ -237,7 +246,10 @@ class Trainer:
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         if processes.rank() < len(state["random"]):
             restore_random_states(state["random"][processes.rank()])
-        self.log.write("resume", epoch=self.epoch, step=self.step, checkpoint=str(path))
+        say = f"{path}: going on after epoch {self.epoch} of {self.args.epochs}"
+        if self.epoch >= self.args.epochs or self.patience_over():
+            say = f"{path}: this training has ended, after epoch {self.epoch}; a larger --epochs (or --early_stop) goes on"
+        self.log.write("resume", say=say, epoch=self.epoch, step=self.step, checkpoint=str(path))
 
     def _resume_optimizer(self, state: dict) -> None:
         """Moments and schedule of a checkpoint; rates and decays that were typed beside --resume win."""

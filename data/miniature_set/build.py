@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from data import scene_graphs
 from data.miniature_set.drawing import VIEWS, draw
@@ -31,6 +30,7 @@ from data.miniature_set.text import DrawnStudy, label_vector, sample, study_id
 from data.scene_graphs import count_attributes, make_layout, write_rows
 from modules.artefact import manifest_path, write_json
 from modules.errors import InputError, entry
+from modules.progress import tracked
 from modules.text.labels import CHEXPERT_14
 
 KIND = "miniature chest radiographs"
@@ -83,7 +83,7 @@ def write_set(folder: Path, *, studies: int, seed: int, image_size: int, progres
     with ThreadPoolExecutor(cores()) as pool:
         records = pool.map(lambda study: write_study(study, images, image_size), chosen)
         hidden = None if progress else True  # None: shown on a terminal alone
-        drawn = list(tqdm(records, total=studies, desc="drawing studies", disable=hidden, leave=False))
+        drawn = list(tracked(records, total=studies, desc="drawing studies", hidden=hidden))
 
     annotation = {"train": [], "val": [], "test": []}
     for study in chosen:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from tqdm import tqdm
 
 from data.images import open_image
 from data.preparation.image_files import ImageArchive, ImageFiles, ImageFolder
 from modules.artefact import write_atomic, write_json
 from modules.errors import InputError
+from modules.progress import tracked
 
 JPEG_QUALITY = 95
 _BATCH = 256  # images in work at once; what an archive unpacks for a moment
@@ -41,7 +41,7 @@ def bring_images(wanted: Mapping[str, str], files: ImageFiles, out: Path, how: s
     for folder in {os.path.dirname(target) for target in targets.values()}:
         (images / folder).mkdir(parents=True, exist_ok=True)
     failed, jobs = {}, _jobs(targets, files, out, how)
-    bar = tqdm(total=len(targets), desc="images", disable=None, leave=False)
+    bar = tracked(total=len(targets), desc="images")
     try:
         with ProcessPoolExecutor(workers) as pool, bar:
             while batch := list(islice(jobs, _BATCH)):
@@ -73,7 +73,7 @@ def _link(wanted: Mapping[str, str], files: ImageFolder, images: Path) -> None:
         raise InputError(f"{images} is a link to {images.resolve()}; remove it or choose another --out")
     for folder in {os.path.dirname(target) for target in wanted}:
         (images / folder).mkdir(parents=True, exist_ok=True)
-    for target, path in tqdm(wanted.items(), desc="links", disable=None, leave=False):
+    for target, path in tracked(wanted.items(), desc="links"):
         _one_link(images / target, root / path)
 
 

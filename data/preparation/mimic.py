@@ -15,7 +15,6 @@ from itertools import repeat
 from pathlib import Path
 
 import pandas
-from tqdm import tqdm
 
 from data.preparation.custom_rules import EXCEPTIONS, conclusion
 from data.preparation.image_files import ImageFolder
@@ -32,6 +31,7 @@ from data.preparation.source import (
     whole_numbers,
 )
 from modules.errors import InputError
+from modules.progress import tracked
 
 KEPT = ("findings", "impression", "indication", "history", "comparison", "technique", "last_paragraph")
 _REPORT = re.compile(r"(?:^|/)s(\d+)\.txt$")
@@ -167,7 +167,7 @@ def read_reports(where: Path, studies: Sequence[int], workers: int, counts: Coun
     numbered = [(study, name) for study, name in numbered if study in known]
     chunks = [numbered[first : first + _CHUNK] for first in range(0, len(numbered), _CHUNK)]
     found: dict[int, dict[str, str]] = {}
-    bar = tqdm(total=len(numbered), desc="reports", disable=None, leave=False)
+    bar = tracked(total=len(numbered), desc="reports")
     with ProcessPoolExecutor(workers) if workers > 1 else _Here() as pool, bar:
         for part in pool.map(_read_chunk, repeat(where), chunks):
             for study, sections, other, addendum in part:

@@ -15,7 +15,6 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional
-from tqdm import tqdm
 
 from data.images import MEAN, PLAIN, STD, Reading, open_image, reading_of, square
 from data.studies import SPLITS, Study, card_text, check_studies, data_card, read_annotation, without_broken
@@ -24,6 +23,7 @@ from modules.artefact import sha256
 from modules.errors import InputError, Problems
 from modules.nets.adm import SIDE
 from modules.nets.pretrained import weights_problem
+from modules.progress import tracked
 from modules.text.labels import CHEXPERT_14, read_label_table
 
 FORMAT = 1
@@ -56,7 +56,7 @@ class HeldImages(Dataset):
             held[place] = self[place]
 
         with ThreadPoolExecutor(threads) as pool:
-            list(tqdm(pool.map(put, range(len(self))), total=len(self), desc="reading images", leave=False, disable=None))
+            list(tracked(pool.map(put, range(len(self))), total=len(self), desc="reading images"))
         self.held = held
 
     def batches(self, groups: list[np.ndarray], num_workers: int):

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from knowledge.classifier.data import (
     ClassifierData,
@@ -39,6 +38,7 @@ from modules.artefact import (
 from modules.errors import InputError
 from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
 from modules.precision import Precision, choose_device, seed_everything
+from modules.progress import tracked
 from modules.safe_pickle import load_pickle
 from modules.text.labels import CHEXPERT_14
 
@@ -121,7 +121,7 @@ class ClassifierTrainer:
         self.bot.train()
         total = 0.0
         batches = images.batches(groups, args.num_workers)
-        bar = tqdm(batches, total=count, desc=f"epoch {self.epoch + 1}", leave=False, mininterval=1, disable=None)
+        bar = tracked(batches, total=count, desc=f"epoch {self.epoch + 1}")
         for step, (group, pixels) in enumerate(zip(groups, bar)):
             shapes = normalised(pixels.to(self.device, non_blocking=True))
             if args.augment == "light":

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from modules.errors import InputError
+from modules.progress import tracked
 from modules.safe_pickle import load_pickle
 from modules.text.labels import CHEXPERT_14
 
@@ -246,7 +246,7 @@ class CheXbertLabeler:
         states = np.zeros((len(different), len(CHEXPERT_14)), dtype=np.int8)
         places = [CHEXPERT_14.index(label) for label in HEADS]
         batches = self._batches(coded)
-        for batch in tqdm(batches, desc="CheXbert", disable=None, leave=False, mininterval=1):
+        for batch in tracked(batches, desc="CheXbert"):
             lengths = torch.tensor([len(tokens) for tokens, _ in batch])
             padded = torch.full((len(batch), int(lengths.max())), self.tokenizer.ids["[PAD]"])
             for row, (tokens, _) in enumerate(batch):

@@ -20,7 +20,7 @@ from modules.decoding import DecodingSettings, decode
 from modules.errors import InputError
 from modules.nets.transformer import watched
 from modules.nets.visual_extractor import VisualExtractor
-from modules.results_page.build import HERE, curves, metric_tables, read_graph, read_scores, split_key, write_page
+from modules.results_page.build import HERE, curves, metric_tables, read_scores, split_key, write_page
 from modules.results_page.compare import compare, positions, relation, statements
 from modules.results_page.evidence import Attention, map_side, read_evidence, write_evidence
 from modules.scoring.predictions import R2GenReferences, write_predictions
