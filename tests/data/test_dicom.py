@@ -294,15 +294,15 @@ def test_equalize_is_the_formula_on_100_images_of_iu(shared):
 def test_a_checkpoint_carries_the_rule_and_the_equalisation(mini, tmp_path):
     """Trained with --dicom mimic --equalize on, a new DICOM and a PNG are read alike, without a flag."""
     pytest.importorskip("pydicom")
-    from conftest import TINY_MODEL, run
+    from conftest import TINY_MODEL, call
 
     words = ["--model", "r2gencmn", "--dataset_name", "miniature", "--data_dir", mini / "data", "--knowledge_dir",
              tmp_path / "knowledge", "--mem_size", "8", "--topk", "2", *TINY_MODEL, "--epochs", "1"]  # fmt: skip
-    run("main_train.py", *words, "--save_dir", tmp_path / "run", "--dicom", "mimic", "--equalize", "on")
+    call("main_train.py", *words, "--save_dir", tmp_path / "run", "--dicom", "mimic", "--equalize", "on")
     path, best = make(tmp_path / "IM1", RAMP), tmp_path / "run" / "best.pt"
-    told = run("main_test.py", "--load", best, "--image", path)
+    told = call("main_test.py", "--load", best, "--image", path)
     assert "report:" in told.stdout and "Doe" not in told.stdout + told.stderr
-    dry = run(
+    dry = call(
         "main_test.py",
         "--load",
         best,
@@ -316,5 +316,5 @@ def test_a_checkpoint_carries_the_rule_and_the_equalisation(mini, tmp_path):
     assert any("_mimic_equalized" in path.name for path in (tmp_path / "knowledge" / "images").iterdir())
     assert (
         "modality is CT"
-        in run("main_test.py", "--load", best, "--image", make(path, RAMP, Modality="CT"), code=2).stderr
+        in call("main_test.py", "--load", best, "--image", make(path, RAMP, Modality="CT"), code=2).stderr
     )

@@ -6,7 +6,7 @@ import stat
 
 import numpy as np
 import pytest
-from conftest import ROOT, inputs, run
+from conftest import ROOT, call, inputs
 from PIL import Image, PngImagePlugin
 
 from data.image_cache import fingerprint
@@ -135,5 +135,5 @@ def test_skipping_every_study_of_a_split_is_refused_at_once(mini, tmp_path):
         row["image_path"] = ["gone.png"]
     (tmp_path / "a.json").write_text(json.dumps(content))
     flags = [*inputs(mini), "--no-adm", "--no-gid", "--ann_path", tmp_path / "a.json", "--skip_broken"]
-    done = run(ROOT / "main_train.py", *flags, "--save_dir", tmp_path / "run", code=2)
+    done = call(ROOT / "main_train.py", *flags, "--save_dir", tmp_path / "run", code=2)
     assert "--skip_broken leaves no val study" in done.stderr and "Traceback" not in done.stderr

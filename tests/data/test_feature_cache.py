@@ -8,10 +8,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import inputs, run
+from conftest import call, inputs, run
 from PIL import Image
 
-import main_test
 import main_train
 from data.batches import collate
 from data.feature_cache import check_features, serve_features, weights_sha256
@@ -158,13 +157,13 @@ def test_a_training_on_features_and_its_test(mini, tmp_path):
     """The checkpoint writes the same reports from features and from images, also for a new image."""
     words = words_of(mini, tmp_path / "knowledge", "--epochs", "1", "--save_dir", str(tmp_path / "run"))
     main_train.main(strip(words))
-    log = [json.loads(line) for line in open(tmp_path / "run" / "log.jsonl")]
+    call("main_train.py", *strip(words))
     made, = (row for row in log if row["event"] == "features")
     assert made["kind"] == "float32" and len(made["weights_sha256"]) == 64
     assert load_checkpoint(tmp_path / "run" / "best.pt")["flags"]["feature_cache"] == "float32"
     test = ["--load", str(tmp_path / "run" / "best.pt"), "--no-page", "--bootstrap", "0", "--protocols", "r2gen"]
-    main_test.main([*test, "--knowledge_dir", str(tmp_path / "knowledge"), "--save_dir", str(tmp_path / "cached")])
-    main_test.main([*test, "--feature_cache", "off", "--save_dir", str(tmp_path / "plain")])
+    call("main_test.py", *[*test, "--knowledge_dir", str(tmp_path / "knowledge"), "--save_dir", str(tmp_path / "cached")])
+    call("main_test.py", *test, "--feature_cache", "off", "--save_dir", str(tmp_path / "plain"))
     first, second = ((tmp_path / name / "predictions_test.csv").read_text() for name in ("cached", "plain"))
     assert first == second
     assert list((tmp_path / "knowledge" / "features").glob("test_images_*"))

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import ROOT, TINY_MODEL, run
+from conftest import ROOT, TINY_MODEL, call, run
 
 from knowledge.from_scratch import steps
 from models import SYSTEMS
@@ -16,8 +16,7 @@ def whole(mini, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scratch")
     flags = ["--dataset_name", "miniature", "--data_dir", mini / "data", "--knowledge_dir", folder / "made", *TINY_MODEL,
              "--bot_backbone", "resnet18", "--adm_backbone", "resnet18", "--bot_weights", "none", "--max_views", "2"]  # fmt: skip
-    done = run("main_train.py", *flags, "--from_scratch", "--gid_rounds", "1", "--epochs", "1", "--save_dir", folder / "run",
-               timeout=900)
+    done = call("main_train.py", *flags, "--from_scratch", "--gid_rounds", "1", "--epochs", "1", "--save_dir", folder / "run")
     return folder, flags, done
 
 
@@ -26,7 +25,7 @@ def test_steps_are_said_and_kept(whole):
     folder, flags, done = whole
     for number in range(1, 6):
         assert f"== {number}/5" in done.stdout
-    again = run("main_train.py", *flags, "--from_scratch", "--no-gid", "--epochs", "1", "--save_dir", folder / "again")
+    again = call("main_train.py", *flags, "--from_scratch", "--no-gid", "--epochs", "1", "--save_dir", folder / "again")
     assert again.stdout.count("kept") >= 3
     for file in ("labels.csv", "diagnosisbot.pt", "adm_classifier.pt", "base.pt"):
         manifest = json.loads((folder / "made" / f"{file}.json").read_text())
@@ -44,8 +43,8 @@ def test_a_checkpoint_is_enough_for_a_new_image(whole, mini, tmp_path):
     done = run(*words, cwd=tmp_path)
     for text in ("report:", "diagnosis:", "Cardiomegaly", "expert report MINI", "not for clinical use"):
         assert text in done.stdout
-    assert run(*words, cwd=tmp_path).stdout == done.stdout and not list(tmp_path.iterdir())
-    wrong = run(*words[:-2], tmp_path / "none.png", cwd=tmp_path, code=2)
+    assert call(*words, cwd=tmp_path).stdout == done.stdout and not list(tmp_path.iterdir())
+    wrong = call(*words[:-2], tmp_path / "none.png", cwd=tmp_path, code=2)
     assert "no image" in wrong.stderr
 
 

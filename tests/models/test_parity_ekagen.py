@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import run
+from conftest import call
 from PIL import Image
 from stand_in import FIXTURES, read, write_released_files
 from torch.nn import functional as F
@@ -198,12 +198,12 @@ def test_released_files_through_the_command(released, words, mini, tmp_path):
         "--knowledge_path", released / "knowledge_prompt_iu.pkl", "--save_dir", tmp_path / "run", "--protocols", "r2gen",
         "--max_gen_length", "12", "--num_workers", "0",
     ]  # fmt: skip
-    done = run(*command, code=2)  # the words of these reports are not IU X-Ray's
+    done = call(*command, code=2)  # the words of these reports are not IU X-Ray's
     assert "--vocab_path decide it): the weights have 760, this run" in done.stderr and not (tmp_path / "run").exists()
-    run(*command, "--vocab_path", tmp_path / "words.json")
+    call(*command, "--vocab_path", tmp_path / "words.json")
     metrics = json.loads((tmp_path / "run" / "metrics_test.json").read_text())
     assert metrics["metrics"]["studies"] == len(annotation["test"]) == metrics["studies_listed"]
     assert metrics["knowledge_fallbacks"] == len(annotation["test"]), "five entries, none of these diagnoses"
     assert metrics["oracle_labels"] is False
-    done = run("main_test.py", "--load", released / "iu_weight.pth", "--image", "x.png", code=2)
+    done = call("main_test.py", "--load", released / "iu_weight.pth", "--image", "x.png", code=2)
     assert "carries no vocabulary" in done.stderr or "cannot start" in done.stderr

@@ -8,26 +8,26 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY_MODEL, run
+from conftest import ROOT, TINY_MODEL, call
+from tiny import NAMES, loader_of, prepare, read, two_steps
 
 from data.batches import Batch, make_loader
 from data.feature_cache import serve_features
-from data.prepare import make_dataset, open_data
+from data.prepare import make_dataset
 from knowledge.build_prototypes import cluster, kmeans, stand_in_text
-from knowledge.diagnose import diagnose_studies
 from knowledge.from_scratch import steps
 from models import SYSTEMS
 from modules.checkpoint import CheckpointWriter, load_checkpoint
 from modules.decoding import DecodingSettings, decode, generate_reports
-from modules.errors import InputError, Problems
-from modules.flags import kept_flags, parse
+from modules.errors import InputError
+from modules.flags import parse
 from modules.image_use import ImageUse
 from modules.precision import Precision
 from modules.text.labels import CHEXPERT_14, NO_FINDING
 from modules.text.tokenizer import Tokenizer
-from modules.trainer import Trainer, monitor_parts
+from modules.trainer import monitor_parts
 
-NAMES, CPU = tuple(SYSTEMS), torch.device("cpu")
+CPU = torch.device("cpu")
 ABLATIONS = {
     "csr_lmca": [["--no-sr_mamba"], ["--no-r_msa"], ["--no-cr_msa"], ["--no-r_msa", "--no-cr_msa"], ["--no-sr_scale_learned"],
                  ["--query_gate", "encoder"], ["--release_quirks"], ["--views", "complete:0,enhanced:1"]],
@@ -36,67 +36,6 @@ ABLATIONS = {
     "sgrrg": [["--scene_graphs", "none"], ["--region_memory", "0"], ["--contrast", "0"], ["--oracle_graph"], ["--regions", "7"]],
     "xpronet": [["--prototypes", "none"], ["--img_con", "0", "--txt_con", "0"], ["--num_prototypes", "4", "--topk", "3"]],
 }
-
-
-def own_flags(name: str, mini) -> list[str]:
-    """What a tiny run of a system needs beside images and reports."""
-    labels = str(mini / "data" / "labels.csv")
-    if name == "ekagen":
-        return ["--no-adm", "--no-gid", "--diagnosis_path", labels, "--oracle_labels", "--knowledge_path", str(mini / "base.pt")]
-    if name == "csr_lmca":
-        return ["--no-sdam"]
-    if name == "xpronet":
-        return ["--prototypes", "random", "--labels_path", labels, "--oracle_labels"]
-    if name == "cvt2distilgpt2":
-        return ["--decoder_weights", "none", "--bpe_vocab", "300"]
-    if name == "sgrrg":
-        return ["--labels_path", labels]
-    return []
-
-
-def read(name: str, mini, *more):
-    words = ["--model", name, "--dataset_name", "miniature", "--data_dir", str(mini / "data"), "--no-image_cache"]
-    return parse([*words, *TINY_MODEL, *own_flags(name, mini), *more], "train", systems=SYSTEMS)
-
-
-def prepare(args, split: str = "train"):
-    """The data, vocabulary, system and one loader of a run, as main_train.py makes them."""
-    kind, problems = SYSTEMS[args.model], Problems()
-    kind.check(args, problems, training=True)
-    inputs = {s: kind.inputs(args, training=s == "train") for s in ("train", "val")}
-    data = open_data(args, inputs, problems, views=kind.views(args))
-    problems.stop_if_any()
-    diagnosed = [s for s, names in inputs.items() if "diagnosis" in names]
-    if diagnosed:
-        diagnose_studies(args, data, diagnosed, torch.device("cpu"))
-    tokenizer = kind.make_tokenizer([study.report for study in data.studies["train"]], args)
-    torch.manual_seed(1)
-    system = kind.build(args, tokenizer)
-    return data, tokenizer, system
-
-
-def loader_of(args, data, tokenizer, system, split: str):
-    training = split == "train"
-    dataset = make_dataset(args, data, split, system.needs(training), tokenizer, training=training)
-    return make_loader(dataset, batch_size=4, num_workers=0, shuffle=training)
-
-
-def trainer_of(args, system, folder, **carried) -> Trainer:
-    return Trainer(system, [], None, args=args, device=torch.device("cpu"), folder=folder, log=None, carried=carried)
-
-
-def two_steps(args, mini, folder):
-    data, tokenizer, system = prepare(args)
-    trainer = trainer_of(args, system, folder, flags=kept_flags(args), tokenizer=tokenizer.state_dict(),
-                         parts=system.parts())  # fmt: skip
-    system.train()
-    for _, batch in zip(range(2), loader_of(args, data, tokenizer, system, "train")):
-        trainer.update([batch])
-        for name, parameter in system.named_parameters():
-            if parameter.requires_grad:
-                gone = parameter.grad is None and system.idle_parameters
-                assert gone or torch.isfinite(parameter.grad).all(), name
-    return data, tokenizer, system.eval(), trainer
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -337,7 +276,7 @@ def scratch(mini, tmp_path_factory):
     folder = tmp_path_factory.mktemp("xpronet")
     words = ["--model", "xpronet", "--dataset_name", "miniature", "--data_dir", mini / "data", "--knowledge_dir", folder / "made",
              *TINY_MODEL, "--bot_backbone", "resnet18", "--bot_weights", "none", "--epochs", "1"]  # fmt: skip
-    done = run("main_train.py", *words, "--from_scratch", "--save_dir", folder / "run", timeout=600)
+    done = call("main_train.py", *words, "--from_scratch", "--save_dir", folder / "run")
     return folder, words, done
 
 
@@ -347,11 +286,11 @@ def test_one_command_builds_labels_bot_and_prototypes(scratch):
     assert "== 3/3 prototypes" in done.stdout and "not CheXbert" in done.stdout
     manifest = json.loads((folder / "made" / "prototypes.pt.json").read_text())
     assert manifest["split"] == "train" and "not CheXbert" in manifest["text_features"]["source"]
-    again = run("-m", "knowledge.build_prototypes", *words[2:6], "--knowledge_dir", folder / "made", *TINY_MODEL[:-2])
+    again = call("-m", "knowledge.build_prototypes", *words[2:6], "--knowledge_dir", folder / "made", *TINY_MODEL[:-2])
     assert "kept" in again.stdout
-    missing = run("main_train.py", *words, "--knowledge_dir", folder / "none", "--save_dir", folder / "x", code=2)
+    missing = call("main_train.py", *words, "--knowledge_dir", folder / "none", "--save_dir", folder / "x", code=2)
     assert "--prototypes: no file" in missing.stderr and "knowledge.build_prototypes" in missing.stderr
-    other = run("main_train.py", *words, "--d_txt_ebd", "10", "--save_dir", folder / "x", code=2)
+    other = call("main_train.py", *words, "--d_txt_ebd", "10", "--save_dir", folder / "x", code=2)
     assert "prototypes.pt has [280, 1280], this run [280, 522]" in other.stderr
 
 
@@ -359,13 +298,13 @@ def test_one_command_builds_labels_bot_and_prototypes(scratch):
 def test_labels_are_predicted_unless_the_oracle_is_asked_for(scratch, mini):
     folder, _, _ = scratch
     best = folder / "run" / "best.pt"
-    run("main_test.py", "--load", best, "--protocols", "r2gen", "--save_dir", folder / "predicted")
+    call("main_test.py", "--load", best, "--protocols", "r2gen", "--save_dir", folder / "predicted")
     assert json.loads((folder / "predicted" / "metrics_test.json").read_text())["oracle_labels"] is False
-    done = run("main_test.py", "--load", best, "--protocols", "r2gen", "--oracle_labels", "--save_dir", folder / "oracle")
+    done = call("main_test.py", "--load", best, "--protocols", "r2gen", "--oracle_labels", "--save_dir", folder / "oracle")
     assert json.loads((folder / "oracle" / "metrics_test.json").read_text())["oracle_labels"] is True
     assert "ORACLE" in done.stdout
     image = next((mini / "data" / "images").glob("*/0.png"))
-    assert "report:" in run("main_test.py", "--load", best, "--image", image).stdout
+    assert "report:" in call("main_test.py", "--load", best, "--image", image).stdout
 
 
 def test_chexberts_bert_reads_the_reports(tmp_path):

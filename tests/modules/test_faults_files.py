@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, call
 from PIL import Image
 
 from data import image_cache
@@ -459,7 +459,7 @@ def test_weights_of_another_system_are_told(tmp_path):
 def test_a_cut_run_json_is_told(tmp_path):
     for text in ("", "{}", '{"flags": 3}'):
         (tmp_path / "run.json").write_text(text)
-        done = run(ROOT / "main_train.py", "--resume", "--save_dir", tmp_path, code=2)
+        done = call(ROOT / "main_train.py", "--resume", "--save_dir", tmp_path, code=2)
         assert "run.json" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pretended_gpu import CUDA, pretended_gpu
-from test_systems import NAMES, loader_of, prepare, read, trainer_of
+from tiny import NAMES, loader_of, prepare, read, trainer_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.batches import Batch

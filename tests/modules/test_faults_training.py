@@ -10,8 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, inputs, run
-from test_training import same
+from conftest import ROOT, call, inputs, run, same
 
 from models import SYSTEMS
 from models.system import System
@@ -158,7 +157,7 @@ def test_released_weights_take_released_masks(tmp_path):
 
 def test_fewer_studies_than_parts_of_a_step(mini, tmp_path):
     words = ["--batch_size", "4", "--accumulate", "5", "--no-adm", "--no-gid", "--save_dir", tmp_path / "run"]
-    done = run("main_train.py", *inputs(mini), *words, code=2)
+    done = call("main_train.py", *inputs(mini), *words, code=2)
     assert "--batch_size 4 is below 1 process(es) x --accumulate 5" in done.stderr
 
 
@@ -167,12 +166,12 @@ def test_a_run_goes_on_with_the_files_it_began_with(mini, tmp_path):
     path = tmp_path / "annotation.json"
     path.write_text(json.dumps(reports))
     words = [*inputs(mini), "--no-adm", "--no-gid", "--ann_path", path, "--save_dir", tmp_path / "run", "--epochs", "1"]
-    run("main_train.py", *words)
+    call("main_train.py", *words)
     reports["val"][0]["report"] = "The heart is large."
     path.write_text(json.dumps(reports))
-    done = run("main_train.py", "--resume", "--save_dir", tmp_path / "run", "--epochs", "2", code=2)
+    done = call("main_train.py", "--resume", "--save_dir", tmp_path / "run", "--epochs", "2", code=2)
     assert "have changed since" in done.stderr and "--ann_path" in done.stderr
-    done = run("main_train.py", "--resume", "--save_dir", tmp_path / "run", "--amsgrad", code=2)
+    done = call("main_train.py", "--resume", "--save_dir", tmp_path / "run", "--amsgrad", code=2)
     assert "--amsgrad: the optimiser's state" in done.stderr
 
 
@@ -218,7 +217,7 @@ main_train.main(sys.argv[1:])
 def test_kills_around_each_rename_end_in_the_same_files(mini, tmp_path):
     """Killed before and after each rename of a training with a teacher and a student; resumed, all ends to the bit alike."""
     words = [*inputs(mini), "--no-adm", "--gid_rounds", "1", "--epochs", "1"]
-    run("main_train.py", *words, "--save_dir", tmp_path / "whole")
+    call("main_train.py", *words, "--save_dir", tmp_path / "whole")
     whole = {name: load_checkpoint(tmp_path / "whole" / name) for name in ("best.pt", "round_0/last.pt", "round_1/last.pt")}
     for at in (2, 3, 4, 5, 6, 7, 8, 9, 10):
         folder = tmp_path / f"killed_{at}"
@@ -228,9 +227,9 @@ def test_kills_around_each_rename_end_in_the_same_files(mini, tmp_path):
             assert killed.returncode == 0 and at > 8, "the run ended before so many renames"
             break
         if (folder / "run.json").is_file():
-            run("main_train.py", "--resume", "--save_dir", folder)
+            call("main_train.py", "--resume", "--save_dir", folder)
         else:
-            run("main_train.py", *words, "--save_dir", folder)
+            call("main_train.py", *words, "--save_dir", folder)
         for name, content in whole.items():
             same(content, load_checkpoint(folder / name))
 

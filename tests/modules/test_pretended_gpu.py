@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pretended_gpu import CUDA, MixedDevices, OnGpu, pretended_gpu
-from test_systems import NAMES, loader_of, prepare, read
+from tiny import NAMES, loader_of, prepare, read
 
 from models import SYSTEMS
 from models.system import System

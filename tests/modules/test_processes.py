@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, inputs, run
+from conftest import ROOT, call, inputs, run
 from torch import nn
 
 from data.batches import Batch, StepShares
@@ -81,7 +81,7 @@ def test_a_killed_worker_ends_the_run_and_it_can_go_on(mini, tmp_path):
     assert started.returncode != 0 and "SIGKILL" in message
     assert "another process of this run has ended" in message and "RuntimeError" not in message
     done = load_checkpoint(tmp_path / "run" / "last.pt")["epoch"]
-    run("main_train.py", "--resume", "--save_dir", tmp_path / "run", "--epochs", str(done + 1))
+    call("main_train.py", "--resume", "--save_dir", tmp_path / "run", "--epochs", str(done + 1))
     assert load_checkpoint(tmp_path / "run" / "last.pt")["epoch"] == done + 1
 
 

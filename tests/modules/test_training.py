@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, inputs, run
+from conftest import ROOT, call, inputs, run, same
 
 from modules.artefact import write_atomic
 from modules.checkpoint import CheckpointWriter, load_checkpoint, save_checkpoint, snapshot
@@ -18,7 +18,7 @@ from modules.scoring.predictions import read_predictions
 
 
 def train(mini, folder, *more, code=0):
-    return run("main_train.py", *inputs(mini), "--no-adm", "--save_dir", folder, *more, code=code)
+    return call("main_train.py", *inputs(mini), "--no-adm", "--save_dir", folder, *more, code=code)
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,6 @@ def trained(mini, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
     train(mini, folder, "--no-gid")
     return folder
-
-
-def same(first, second):
-    for name, value in first["model"].items():
-        assert torch.equal(value, second["model"][name]), name
-    assert first["best"] == second["best"] and first["step"] == second["step"]
 
 
 @pytest.mark.slow
@@ -58,7 +52,7 @@ def test_rounds_of_distillation(mini, tmp_path):
     (tmp_path / "parts" / "best.pt").unlink()
     for file in (tmp_path / "parts" / "round_1").iterdir():
         file.unlink()  # as if killed before the second round's first checkpoint
-    run("main_train.py", "--resume", "--save_dir", tmp_path / "parts")
+    call("main_train.py", "--resume", "--save_dir", tmp_path / "parts")
     same(load_checkpoint(tmp_path / "whole" / "best.pt"), load_checkpoint(tmp_path / "parts" / "best.pt"))
 
 
@@ -79,9 +73,9 @@ def test_a_folder_belongs_to_one_run(mini, trained):
 
 def test_score_and_new_image(mini, trained):
     """main_test.py needs only the checkpoint: flags, words and knowledge come from it; a second run says the same."""
-    done = run("main_test.py", "--load", trained / "best.pt", code=2)
+    done = call("main_test.py", "--load", trained / "best.pt", code=2)
     assert "--oracle_labels" in done.stderr
-    run("main_test.py", "--load", trained / "best.pt", "--batch_size", "3", "--protocols", "r2gen", "--oracle_labels")
+    call("main_test.py", "--load", trained / "best.pt", "--batch_size", "3", "--protocols", "r2gen", "--oracle_labels")
     first = (trained / "predictions_test.csv").read_bytes()
     metrics = json.loads((trained / "metrics_test.json").read_text())
     assert metrics["oracle_labels"] is True
@@ -98,12 +92,12 @@ def test_score_and_new_image(mini, trained):
         assert row["images"][0]["jpeg"] and (len(row["attention"]["peak"]) == len(words) if words else not row["attention"])
     (trained / "index.html").unlink()
     again = ["--batch_size", "16", "--protocols", "r2gen", "--oracle_labels", "--no-page"]
-    run("main_test.py", "--load", trained / "best.pt", *again)
+    call("main_test.py", "--load", trained / "best.pt", *again)
     assert (trained / "predictions_test.csv").read_bytes() == first and not (trained / "index.html").exists()
-    run("-m", "modules.results_page", trained)
+    call("-m", "modules.results_page", trained)
     assert len((trained / "index.html").read_bytes()) > 0.9 * len(page)
     image = next((mini / "data" / "images").glob("*/0.png"))
-    done = run("main_test.py", "--load", trained / "best.pt", "--image", image, code=2)
+    done = call("main_test.py", "--load", trained / "best.pt", "--image", image, code=2)
     assert "carries no DiagnosisBot" in done.stderr
 
 

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import run
+from conftest import call
 
 from benchmarks.interval_coverage import coverage
 from data.leaks import leaks
@@ -127,13 +127,13 @@ def test_a_foreign_file_takes_its_units_from_the_annotation(tmp_path):
         with open(tmp_path / f"{name}.csv", "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerows([("id", "report"), *((row["id"], f"the heart is {word} .") for row in content["test"])])
-    said = run("main_test.py", "--score", tmp_path / "one.csv", "--reference", tmp_path / "a.json", "--dataset_name", "iu_xray",
+    said = call("main_test.py", "--score", tmp_path / "one.csv", "--reference", tmp_path / "a.json", "--dataset_name", "iu_xray",
                "--save_dir", tmp_path / "scores", "--bootstrap", "50", "--no-page", "--protocols", "clean").stdout  # fmt: skip
     assert "Intervals: 3 patients drawn" in said
     with open(tmp_path / "scores" / "predictions_test.csv", newline="") as file:
         assert [row["subject_id"] for row in csv.DictReader(file)][:5] == ["100"] * 4 + ["101"]
     both = (tmp_path / "one.csv", tmp_path / "two.csv")
-    said = run("main_test.py", "--compare", *both, "--reference", tmp_path / "a.json", "--dataset_name", "iu_xray",
+    said = call("main_test.py", "--compare", *both, "--reference", tmp_path / "a.json", "--dataset_name", "iu_xray",
                "--bootstrap", "50", "--protocols", "clean", "--resample_by", "study").stdout  # fmt: skip
     assert "paired bootstrap, 6 studies drawn" in said
 

@@ -8,12 +8,12 @@ import types
 
 import numpy as np
 import pytest
+from conftest import OneJava
 
 import main_test
 from modules.errors import InputError
 from modules.scoring import metrics as metrics_module
 from modules.scoring.clinical import FIVE, STATES, abnormal, by_label, clinical_statistics, label_by_rules, positive
-from modules.scoring.meteor import Meteor
 from modules.scoring.metrics import METRICS, prepare, text_statistics
 from modules.scoring.optional_metrics import check_extra, extra_statistics
 from modules.scoring.other_files import Split, read_any
@@ -355,7 +355,7 @@ def test_strange_reports_are_scored(tmp_path):
     rows += [training.row(f"r{n}", text, SENTENCES[n % 11]) for n, text in enumerate(STRANGE)]
     rows += [training.row(f"i{n}", text, text) for n, text in enumerate(STRANGE) if len(text) < 5000]
     usual = [training.row(f"u{n}", text, SENTENCES[n - 1]) for n, text in enumerate(SENTENCES)]
-    with Meteor() as meteor:
+    with OneJava() as meteor:
         found = score_all(rows + usual, resamples=50, meteor=meteor)
         alone = score_all(usual, resamples=0, protocols=("r2gen",), meteor=meteor)
     write_predictions(tmp_path / "predictions_test.csv", rows + usual)
