@@ -61,25 +61,22 @@ class OneJava:
 
     meteor = Meteor()
 
+    start, check, corpus_score = meteor.start, meteor.check, meteor.corpus_score
+
+    def close(self, *_) -> None:
+        """Java goes on: pytest_sessionfinish ends it."""
+
     def __enter__(self) -> Meteor:
         return self.meteor
 
-    def __exit__(self, *_) -> None:
-        pass
-
-    start, check, corpus_score = meteor.start, meteor.check, meteor.corpus_score
-
-    def close(self) -> None:
-        pass
+    __exit__ = close
 
 
 def pytest_sessionfinish() -> None:
     OneJava.meteor.close()
 
 
-def call(
-    *words, code: int = 0, cwd: Path = ROOT, env: dict | None = None, own_java: bool = False
-) -> subprocess.CompletedProcess:
+def call(*words, code: int = 0, cwd: Path = ROOT, env: dict | None = None, own_java: bool = False) -> subprocess.CompletedProcess:
     """As `run`, in this process: no seconds of importing PyTorch. What a command changes in its process is put back.
 
     An exception that the command does not turn into a message is raised here, with its traceback.

@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import call, run
+from conftest import call
 from PIL import Image
 
 from data.check.annotation import R2GEN_IU
@@ -348,7 +348,7 @@ def test_the_command_and_the_flag_of_training(good, tmp_path):
     one.check()
     words[words.index("--data_dir") + 1] = one.root
     call("-m", "data.check", *words, code=2)
-    run("-m", "data.check", *words, "--strict", code=1)
+    call("-m", "data.check", *words, "--strict", code=1)
     (one.root / "images" / "3.png").unlink()
     assert "missing  images: files: 1 of 40" in call("-m", "data.check", *words, code=1).stdout
     stopped = call("main_train.py", *words, "--save_dir", tmp_path / "run", "--check_data", code=2)

@@ -11,7 +11,6 @@ import torch
 from conftest import call, inputs, run
 from PIL import Image
 
-import main_train
 from data.batches import collate
 from data.feature_cache import check_features, serve_features, weights_sha256
 from data.prepare import make_dataset, open_data
@@ -156,8 +155,8 @@ def test_two_extractors_are_refused(served):
 def test_a_training_on_features_and_its_test(mini, tmp_path):
     """The checkpoint writes the same reports from features and from images, also for a new image."""
     words = words_of(mini, tmp_path / "knowledge", "--epochs", "1", "--save_dir", str(tmp_path / "run"))
-    main_train.main(strip(words))
     call("main_train.py", *strip(words))
+    log = [json.loads(line) for line in open(tmp_path / "run" / "log.jsonl")]
     made, = (row for row in log if row["event"] == "features")
     assert made["kind"] == "float32" and len(made["weights_sha256"]) == 64
     assert load_checkpoint(tmp_path / "run" / "best.pt")["flags"]["feature_cache"] == "float32"

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import call
+from conftest import OneJava, call
 
 from benchmarks.interval_coverage import coverage
 from data.leaks import leaks
@@ -111,7 +111,7 @@ def test_score_all_draws_patients_and_says_so(tmp_path, monkeypatch):
         if row.split == "test"
     ]
     write_predictions(tmp_path / "predictions_test.csv", rows)
-    settings = {"protocols": ("clean",), "resamples": 50}
+    settings = {"protocols": ("clean",), "resamples": 50, "meteor": OneJava.meteor}
     auto, study, row = (score_all(rows, **settings, resample_by=by).metrics for by in ("auto", "study", "row"))
     assert auto["bootstrap"] == {"resamples": 50, "level": 0.95, "unit": "patient", "units": 3}
     assert study["bootstrap"]["units"] == 6 and row["bootstrap"]["units"] == 12

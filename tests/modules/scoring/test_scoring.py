@@ -355,9 +355,8 @@ def test_strange_reports_are_scored(tmp_path):
     rows += [training.row(f"r{n}", text, SENTENCES[n % 11]) for n, text in enumerate(STRANGE)]
     rows += [training.row(f"i{n}", text, text) for n, text in enumerate(STRANGE) if len(text) < 5000]
     usual = [training.row(f"u{n}", text, SENTENCES[n - 1]) for n, text in enumerate(SENTENCES)]
-    with OneJava() as meteor:
-        found = score_all(rows + usual, resamples=50, meteor=meteor)
-        alone = score_all(usual, resamples=0, protocols=("r2gen",), meteor=meteor)
+    found = score_all(rows + usual, resamples=50, meteor=OneJava.meteor)
+    alone = score_all(usual, resamples=0, protocols=("r2gen",), meteor=OneJava.meteor)
     write_predictions(tmp_path / "predictions_test.csv", rows + usual)
     write_scores(tmp_path, "test", found, {"split": "test"})
     for key in ("r2gen/METEOR", "r2gen/BLEU_4", "ce/rules-2/14/example/u1/f1"):
