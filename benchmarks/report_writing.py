@@ -36,7 +36,7 @@ def measure(args) -> list[tuple[str, float, str]]:
             return made.encode(batch)
 
     def write(beams: int = 1):
-        with precision.region():
+        with precision.generation(made), precision.region():  # as write_split does for all reports of a split
             return decode(made, made.encode(batch), settings[beams], batch.ids, stop=False)
 
     parts = {"teacher-forced pass": forward, "encode": encode, "greedy": write}
