@@ -5,7 +5,7 @@
 
 Rows and recipe: benchmarks/truth/rows.py. One fine-tuned extractor, frozen, serves all rows (--extractor FILE, else it is
 trained first). Kill it at any time and give the same command again: what is finished is kept, a training goes on with --resume.
-A row that fails is said, the others go on. The decoding of a row is chosen on validation by its first seed, and kept for the rest.
+A row that fails is said, the others go on. The decoding of a row is chosen on validation by its first seed and kept for all.
 """
 
 import argparse

@@ -39,8 +39,9 @@ def write_table(out: Path) -> str:
     more = {form: render(versus_header, versus, [], form) for form in ("markdown", "latex")}
     costs = {form: render(*costs_table(groups), [], form) for form in ("markdown", "latex")}
     joined = {form: "\n\n".join((text[form], more[form], costs[form])) for form in text}
-    for name, content in (("table.md", joined["markdown"]), ("table.tex", joined["latex"]),
-                          ("table.html", page([(header, lines), (versus_header, versus), costs_table(groups)], notes))):  # fmt: skip
+    tables = [(header, lines), (versus_header, versus), costs_table(groups)]
+    files = {"table.md": joined["markdown"], "table.tex": joined["latex"], "table.html": page(tables, notes)}
+    for name, content in files.items():
         write_atomic(out / name, lambda temporary, content=content: temporary.write_text(content + "\n", encoding="utf-8"))
     write_json(out / "table.json", {"rows": found, "scores": [header, *lines], "against": [versus_header, *versus]})
     return joined["markdown"]
@@ -54,7 +55,7 @@ def check_alike(found: Sequence[Mapping]) -> None:
             if row[what] != first[what]:
                 raise InputError(
                     f"{row['row']} (seed {row['seed']}) and {first['row']} (seed {first['seed']}) differ in their {what}: "
-                    "rows of one table are trained on the same data through the same extractor; remove one, or choose another --out"
+                    "one table, the same data and extractor; remove one of the two, or choose another --out"
                 )
 
 
@@ -82,7 +83,8 @@ def scores_table(groups: Mapping[str, list[dict]], f1: Mapping[str, str]) -> tup
         metrics = [row["metrics"] for row in rows]
         title = ROWS[name].title + (" (oracle)" if ROWS[name].oracle else "")
         lines.append([title, str(len(rows)), rows[0]["decoding"], *scores(metrics, keys.values()),
-                      cell([one["distinct_reports"] for one in metrics], 0), cell([one["mean_words_prediction"] for one in metrics], 1),
+                      cell([one["distinct_reports"] for one in metrics], 0),
+                      cell([one["mean_words_prediction"] for one in metrics], 1),
                       cell([row["image_use"] for row in rows])])  # fmt: skip
     first = next(iter(groups.values()))[0]["metrics"]
     for baseline in (name for name in AGAINST if f"{name}/r2gen/CIDEr" in first):
