@@ -11,9 +11,10 @@ from data.batches import make_loader
 from data.feature_cache import serve_features
 from data.images import open_image, reading_of
 from data.prepare import make_dataset, open_data, say_only
-from data.studies import card_text
+from data.studies import card_text, read_annotation
 from knowledge.diagnose import diagnose_studies
 from knowledge.new_study import generator, report_new_study
+from knowledge.retrieve import retrieved_reports
 from knowledge.rexrank import report_rexrank, write_submission
 from models import SYSTEMS
 from models.system import model_of, use_released
@@ -54,7 +55,7 @@ def read_flags(argv) -> tuple:
 def main(argv=None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args, content = read_flags(argv)
-    if run_command(args):
+    if run_command(args, functools.partial(retrieve_for_file, args, content)):
         return
     if content is None:
         raise InputError("--load: give a checkpoint of ours (results/<run>/best.pt) or the authors' weights")
@@ -105,16 +106,18 @@ def main(argv=None) -> None:
     watch = Attention(system, tokenizer, studies=len(dataset), views=args.max_views) if args.page else None
     written = write_split(system, loader, tokenizer, decoding, precision=precision, device=device, watch=watch)
     seen = processes.gather(watch.rows) if watch else {}
+    rule = {"rule": args.cleaning, "threshold": args.reference_threshold, "max_words": args.reference_words}
+    references = R2GenReferences(words, **rule)
+    how = {"device": device, "precision": precision}
+    found = retrieved_reports(args, system.extractor, data.training, data.studies[args.split], references, **how)
     if processes.rank() > 0:
         return  # the first process has every report and scores them once
 
-    rule = {"rule": args.cleaning, "threshold": args.reference_threshold, "max_words": args.reference_words}
-    references = R2GenReferences(words, **rule)
-    with working("the best constant report"):
+    with working("the best constant reports"):
         constants = constant_reports(data.texts["train"], data.texts["val"], references)
     studies = data.studies[args.split]
     rows = [
-        references.row(study.id, study.report, **written[study.id], **constants, **units)
+        references.row(study.id, study.report, **written[study.id], **constants, **found.get(study.id, {}), **units)
         for study, units in zip(studies, unit_columns(studies))
     ]
     folder = results_folder(args, ours)
@@ -149,6 +152,20 @@ def main(argv=None) -> None:
         write_evidence(folder / f"evidence_{args.split}.jsonl", dataset, seen, opener)
         write_diagnoses(folder, args.split, diagnosed)
         print(f"results page: {write_page(folder, args.split)}")
+
+
+def retrieve_for_file(args, content: dict | None, studies: list, references: R2GenReferences) -> dict[str, dict[str, str]]:
+    """The baselines of --score that look at the images: `studies` by the extractor of --load, see retrieved_reports."""
+    if content is None or not is_ours(content):
+        raise InputError("--baselines all: the nearest studies are found by the extractor of a checkpoint of ours: give --load")
+    kind, device = SYSTEMS[args.model], choose_device(args.device)
+    system = kind.build(args, kind.tokenizer_kind.from_state_dict(content["tokenizer"]), content["parts"])
+    system.load_start(content, args.load)
+    everything = read_annotation(args.reference or args.ann_path)
+    scored = {study.id: study for study in everything[args.split]}
+    how = {"device": device, "precision": Precision(args.precision, device)}
+    chosen = [scored[study] for study in studies]
+    return retrieved_reports(args, system.extractor, everything["train"], chosen, references, **how)
 
 
 def trained_equalized(content: dict) -> float | None:

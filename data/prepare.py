@@ -40,7 +40,8 @@ class RunData:
     studies: by split, broken ones already left out. listed: studies of the annotation by split, broken ones counted.
     masks: store of ADM masks or None. diagnosis: {id: K bits} or None where a DiagnosisBot will tell. caches: decoded
     images by split and kind of view, where they are kept. views: what `images` holds, None = the complete images.
-    corpora: the words of the reports by split. scene_graphs: of all splits, or None. oracle_graph: scored reports are
+    corpora: the words of the reports by split. training: all training studies, their
+    images not looked at, where texts were asked for. scene_graphs: of all splits, or None. oracle_graph: scored reports are
     written from what they themselves say of the regions.
     """
 
@@ -56,6 +57,7 @@ class RunData:
     views: tuple[tuple[str, int], ...] | None = None
     corpora: dict[str, Corpus] = field(default_factory=dict)
     scene_graphs: SceneGraphs | None = None
+    training: list[Study] = field(default_factory=list)
     oracle_graph: bool = False
 
 
@@ -96,6 +98,7 @@ def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool,
         problems.add(str(error))
         return RunData({}, {}, {})
     reports = {split: [study.report for study in everything[split]] for split in ("train", "val")} if texts else {}
+    rows_of_training = everything["train"] if texts else []
     shared = leaks(everything, args.image_dir, splits, bytes_too=args.image_check == "full")
     everything = {split: everything[split] for split in splits}
     for split, rows in everything.items():
@@ -124,7 +127,7 @@ def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool,
         card["images_sha256"] = fingerprint(args.image_dir, used, dates=False)
     card["equalized"] = 1.0 if args.equalize == "on" else share
     data = RunData(studies, card, {split: len(rows) for split, rows in everything.items()}, texts=reports)
-    data.caches, data.views = caches, views
+    data.caches, data.views, data.training = caches, views, rows_of_training
     if not problems.texts:
         wanted = {split: [study.report for study in rows] for split, rows in studies.items()}
         wanted |= {"train": reports["train"]} if texts else {}

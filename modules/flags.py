@@ -189,6 +189,7 @@ FLAGS = (
     Flag("scoring", "reference_words", positive_int, 59, "protocol r2gen: references are cut at this many words", keep="default"),
     Flag("scoring", "reference_threshold", positive_int, 3, "protocol r2gen: rarer words of the references become <unk>", keep="default"),
 
+    Flag("scoring", "baselines", str, "auto", "what stands beside the scores: constant = the training reports that do best on validation by BLEU-4 and by CIDEr; all = also the nearest training study's report and the consensus of the 100 nearest, by the run's own extractor; auto = all where its features of the training images are kept or few (20,000 images on a GPU, 1,000 on a CPU). With --score, all needs --load", of=TEST, choices=("auto", "constant", "all")),
     Flag("scoring", "bootstrap", natural, 1000, "resamples of the studies for 95% intervals and --compare, 0 = none", of=TEST),
     Flag("scoring", "resample_by", str, "auto", "what a resample draws: patients or studies where rows share one (auto: the widest known), or rows", of=TEST, choices=("auto", "row", "study", "patient")),
     Flag("scoring", "chexbert_path", str, None, "your chexbert.pth: clinical metrics by CheXbert beside those of our rules", of=TEST),

@@ -1,6 +1,7 @@
 """`main_test.py --score`, `--compare`, `--table`: scoring without weights or images."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from modules.artefact import read_json, sha256, write_atomic, write_json
@@ -39,10 +40,14 @@ def print_scores(data_set: str | None, metrics: dict) -> None:
         print(note)
 
 
-def run_command(args) -> bool:
-    """Carry out --score, --compare or --table; False when none of them was given. InputError as everywhere."""
+def run_command(args, retrieve: Callable | None = None) -> bool:
+    """Carry out --score, --compare or --table; False when none of them was given. InputError as everywhere.
+
+    retrieve: (ids of the split, references) -> {id: the reports of retrieval by column}, for --score with --baselines all.
+    """
     chosen = [name for name in ("score", "compare", "table") if getattr(args, name)]
-    chosen += ["load"] if chosen and "load" in args.typed else []
+    retrieved = args.score and args.baselines == "all"
+    chosen += ["load"] if chosen and "load" in args.typed and not retrieved else []
     if len(chosen) > 1:
         raise InputError(f"--{' and --'.join(chosen)}: one at a time")
     if args.compare and len(args.compare) != 2:
@@ -52,7 +57,10 @@ def run_command(args) -> bool:
     if not chosen:
         return False
     check_extra(args.extra_metrics)
-    {"score": score_file, "compare": compare_files, "table": print_table}[chosen[0]](args)
+    if args.score:
+        score_file(args, retrieve if retrieved else None)
+    else:
+        {"compare": compare_files, "table": print_table}[chosen[0]](args)
     return True
 
 
@@ -75,6 +83,14 @@ def read_split(args) -> Split | None:
     return Split(args.split, {row.id: row.text for row in chosen}, references, constants, units)
 
 
+def with_retrieved(split: Split | None, retrieve: Callable) -> Split:
+    """The split with the reports of retrieval as columns."""
+    if split is None:
+        raise InputError("--baselines all needs the training studies: give --reference annotation.json")
+    found = retrieve(list(split.reports), split.references)
+    return dataclasses.replace(split, columns={study: {**split.columns.get(study, {}), **found[study]} for study in found})
+
+
 def scoring_settings(args) -> dict:
     """Keyword arguments of scoring.measure_all that come from flags."""
     labelers = make_labelers(args.chexbert_path, args.chexbert_vocab, choose_device(args.device))
@@ -82,9 +98,11 @@ def scoring_settings(args) -> dict:
     return {"protocols": args.protocols, "labelers": labelers, **extra}
 
 
-def score_file(args) -> None:
+def score_file(args, retrieve: Callable | None = None) -> None:
     """Score one file; the results lie beside a predictions file of ours, of any other in --save_dir."""
     path, split, settings = Path(args.score), read_split(args), scoring_settings(args)
+    if retrieve is not None:
+        split = with_retrieved(split, retrieve)
     if split is None and is_rexrank(path):
         rows = rows_with_references(path, args.rexrank_section, args.cleaning)
         settings["protocols"] = [name for name in args.protocols if name != "r2gen"]

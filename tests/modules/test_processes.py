@@ -58,6 +58,7 @@ def test_scores_of_two_processes_are_those_of_one(runs):
     words = ["main_test.py", "--load", runs / "one" / "best.pt", "--oracle_labels", "--protocols", "r2gen"]
     run(*words, "--save_dir", runs / "test_one")
     run(*TORCHRUN, *words, "--save_dir", runs / "test_two")
+    assert '"nearest","consensus"' in (runs / "test_two" / "predictions_test.csv").read_text().splitlines()[0]
     for name in ("predictions_test.csv", "metrics_test.json"):
         texts = [(runs / folder / name).read_text() for folder in ("test_one", "test_two")]
         if name.endswith("json"):

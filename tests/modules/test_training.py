@@ -81,6 +81,7 @@ def test_score_and_new_image(mini, trained):
     assert metrics["oracle_labels"] is True
     assert metrics["metrics"]["studies"] == metrics["studies_listed"] > 0
     assert metrics["metrics"]["constant/r2gen/BLEU_4"] > 0 and "r2gen/BLEU_4" in metrics["metrics"]["intervals"]
+    assert set(metrics["metrics"]["baselines"]) == {"constant", "constant_cider", "nearest", "consensus"}
     studies = (trained / "scores_test.csv").read_text().splitlines()
     assert studies[0].startswith("id,r2gen/BLEU_1") and len(studies) == 1 + metrics["metrics"]["studies"]
     assert len((trained / "labels_test.csv").read_text().splitlines()) == 1 + 2 * metrics["metrics"]["studies"]
