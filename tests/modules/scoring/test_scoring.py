@@ -11,9 +11,12 @@ import pytest
 from conftest import OneJava
 
 import main_test
+from models import SYSTEMS
 from modules.errors import InputError
+from modules.flags import parse
 from modules.scoring import metrics as metrics_module
 from modules.scoring.clinical import FIVE, STATES, abnormal, by_label, clinical_statistics, label_by_rules, positive
+from modules.scoring.commands import run_command
 from modules.scoring.metrics import METRICS, prepare, text_statistics
 from modules.scoring.optional_metrics import check_extra, extra_statistics
 from modules.scoring.other_files import Split, read_any
@@ -647,7 +650,7 @@ def test_score_compare_and_table_from_the_command_line(no_java, annotation, spli
     [
         (["--score", "none.csv"], "no file none.csv"),
         (["--score", "a", "--table", "b"], "--score and --table: one at a time"),
-        (["--score", "a", "--load", "best.pt"], "--score and --load: one at a time"),
+        (["--score", "a.csv", "--baselines", "all"], "--baselines all needs the training studies: give --reference"),
         (["--compare", "a", "b", "--bootstrap", "0"], "--bootstrap must be 1 or more"),
         (["--export", "rexrank"], "--export goes with --score"),
         (["--compare", "a.csv"], "--compare takes two files"),
@@ -660,6 +663,13 @@ def test_wrong_commands_are_one_message(words, message, capsys):
     with pytest.raises(SystemExit) as left:
         main_test.main(words)
     assert left.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--baselines", "constant"]])
+def test_weights_go_with_a_file_for_its_baselines_alone(more):
+    words = ["--score", "a", "--load", "best.pt", *more]
+    with pytest.raises(InputError, match="--score and --load: one at a time"):
+        run_command(parse(words, "test", systems=SYSTEMS))
 
 
 def test_mean_statistic():
