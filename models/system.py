@@ -15,6 +15,7 @@ from modules.checkpoint import is_ours, load_released, load_weights
 from modules.errors import InputError, Problems
 from modules.flag_help import Theirs
 from modules.flags import Flag
+from modules.nets.library_backbones import is_library, shape_problem
 from modules.nets.pretrained import load_backbone, weights_problem
 from modules.nets.transformer import watched
 from modules.text.tokenizer import Tokenizer
@@ -89,6 +90,9 @@ class System(nn.Module):
         """
         if training and not args.load:  # else these weights come from there
             text = weights_problem(args.visual_extractor, args.extractor_weights, args.weights_dir, args.offline)
+            problems.check(text is None, text or "")
+        if is_library(args.visual_extractor):
+            text = shape_problem(args.visual_extractor, args.image_size)
             problems.check(text is None, text or "")
 
     @classmethod

@@ -82,9 +82,18 @@ class Flag:
     file: str = ""
 
 
+class Extractors(tuple):
+    """Our backbones by name; timm:NAME and hf:FOLDER are known to those libraries (modules/nets/library_backbones.py)."""
+
+    __slots__ = ()
+
+    def __contains__(self, name) -> bool:
+        return super().__contains__(name) or str(name).startswith(("timm:", "hf:"))
+
+
 AUGMENTATIONS = ("aligned", "released", "crop", "crop_flip", "crop_aligned", "rotate", "cvt2", "none")
-EXTRACTORS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "efficientnet_lite0", "cvt_21", "cvt_small",
-              "swin_t", "swin_b")  # fmt: skip
+EXTRACTORS = Extractors(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "efficientnet_lite0", "cvt_21", "cvt_small",
+                         "swin_t", "swin_b"))  # fmt: skip
 
 # fmt: off
 FLAGS = (
@@ -135,7 +144,7 @@ FLAGS = (
 
 
 
-    Flag("generator", "visual_extractor", str, "resnet101", "backbone", keep="shape", choices=EXTRACTORS),
+    Flag("generator", "visual_extractor", str, "resnet101", "backbone; or timm:NAME, hf:FOLDER of those libraries, with weights from a local file", keep="shape", choices=EXTRACTORS),
     Flag("generator", "extractor_weights", str, "imagenet", "imagenet, none (random, said in a warning), or a weight file", of=TRAIN),
     Flag("generator", "extractor_freeze", str, "stem", "stem: first stages and batch norm fixed, as published; norm: batch norm only; all; none", keep="shape", choices=("stem", "norm", "all", "none")),
     Flag("generator", "dilate", bool, True, "dilate the last ResNet stage (stride 16) as published", keep="shape"),
@@ -330,6 +339,10 @@ def parse(
     if carried:
         values.update(_carried(known, values, carried, typed, moved=dataset != carried.get("dataset_name")))
     values.update(typed)
+    if "visual_extractor" in typed and "image_size" not in typed and ":" in values["visual_extractor"]:
+        from modules.nets.library_backbones import library_side  # here: help and --dry_run need no PyTorch
+
+        values["image_size"] = library_side(values["visual_extractor"])
     _fill_paths(known, values)
     systems[model].settle(values, set(typed), carried=bool(carried))
     if asked:

@@ -13,6 +13,7 @@ from torch import nn
 
 from modules.errors import InputError
 from modules.nets import cvt, swin
+from modules.nets.library_backbones import is_library, library_weights_problem
 from modules.safe_pickle import load_pickle
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ def load_strictly(module: nn.Module, state: dict, source: str) -> None:
 
 def load_backbone(body: nn.Module, name: str, weights: str, *, weights_dir: str | None = None, offline: bool = False):
     """Fill a backbone: weights = "imagenet", "none" (random, with a warning) or the path of a state_dict file."""
+    if is_library(name):
+        body.load_weights(weights)
+        return
     if weights == "none":
         log.warning("%s starts from RANDOM weights (--extractor_weights none), not from ImageNet's", name)
         return
@@ -43,6 +47,8 @@ def load_backbone(body: nn.Module, name: str, weights: str, *, weights_dir: str 
 
 def weights_problem(name: str, weights: str, weights_dir: str | None, offline: bool) -> str | None:
     """What would stop load_backbone, found without loading; None when nothing can be said before trying."""
+    if is_library(name):
+        return library_weights_problem(name, weights)
     if weights == "none":
         return None
     if weights != "imagenet":

@@ -16,6 +16,7 @@ from modules.errors import InputError
 from modules.nets import swin
 from modules.nets.cvt import CVT_SIZES, CvT
 from modules.nets.efficientnet_lite0 import EfficientNetLite0
+from modules.nets.library_backbones import LibraryBackbone, is_library
 from modules.nets.pretrained import load_backbone, load_strictly, read_state, torchvision_state
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,10 @@ def build_backbone(name: str, *, frozen_norm: bool, dilate: bool = False) -> tup
     if name in swin.SIZES:
         body = swin.Swin(name)
         return body, body.width
-    raise InputError(f"--visual_extractor {name}: unknown, choose from {', '.join(BACKBONES)}")
+    if is_library(name):
+        body = LibraryBackbone(name)
+        return (_freeze_norms(body) if frozen_norm else body), body.width
+    raise InputError(f"--visual_extractor {name}: unknown, choose from {', '.join(BACKBONES)}, timm:NAME, hf:FOLDER")
 
 
 def _freeze_norms(module: nn.Module) -> nn.Module:
@@ -90,6 +94,7 @@ class VisualExtractor(nn.Module):
         if freeze in ("stem", "all"):
             for parameter in self._stem_parameters() if freeze == "stem" else self.parameters():
                 parameter.requires_grad_(False)
+        self.train()  # what is frozen whole drops nothing from the start
 
     def _stem_parameters(self):
         if self.name in RESNET_WIDTH:
@@ -100,6 +105,8 @@ class VisualExtractor(nn.Module):
             parts = [self.body.stages[0]]
         elif self.name in swin.SIZES:
             parts = [self.body.features[:2]]  # patch embedding and first stage
+        elif is_library(self.name):
+            return self.body.first_third()
         else:
             parts = [self.body.stem, self.body.blocks[:3]]
         return [parameter for part in parts for parameter in part.parameters()]
