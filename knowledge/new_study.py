@@ -19,9 +19,11 @@ from data.images import (
     square,
     to_tensor,
 )
+from data.plausible import doubts
 from data.views import view_of
 from knowledge.diagnose import open_bot
 from knowledge.region_boxes import find_boxes
+from knowledge.study_page import check_folder, write_study_page
 from models import SYSTEMS
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.decoding import DecodingSettings, decode
@@ -31,12 +33,20 @@ from modules.nets.adm import SIDE, apply_mask, classifier_masks
 from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
 from modules.precision import Precision, choose_device
 from modules.results_page.evidence import attention_of_words
+from modules.run_folder import describe_run
 
 
 def report_new_study(args, content: dict, kind, decoding, precision, device) -> dict:
-    """Print (and return) report, diagnosis with probabilities and expert report of the images of --image."""
-    result = generator(args, content, kind, decoding, precision, device)(args.image)
+    """Print (and return) report, diagnosis with probabilities and expert report of the images of --image.
+
+    --out: a folder for a page of the study (knowledge/study_page.py).
+    """
+    if args.out:
+        check_folder(args.out)
+    result = generator(args, content, kind, decoding, precision, device)(args.image, attention=bool(args.out))
     _show(result)
+    if args.out:
+        print(f"page: {write_study_page(args, result, describe_run(args, device))}")
     return result
 
 
@@ -57,8 +67,9 @@ def open_checkpoint(path, *flags: str) -> Callable[..., dict]:
 def generator(args, content: dict, kind, decoding, precision, device) -> Callable[..., dict]:
     """Builds the checkpoint's system once; the function takes the image paths of one study and gives its results.
 
-    These are "report" and "images", by system "diagnosis" (a row per label) and columns of the predictions file. With
-    attention=True also "words" of the report and "attention" [W, V, h, w], where each looked (sums to 1).
+    These are "report", "images" and "warnings" (what speaks against a chest radiograph), by system "diagnosis" (a row per
+    label) and columns of the predictions file. With attention=True also "words" of the report, "attention" [W, V, h, w], where
+    each looked (sums to 1), and "masks", ADM masks of the images where the system has them.
     """
     if not is_ours(content):
         raise InputError(
@@ -83,6 +94,8 @@ def _study(paths, system, tokenizer, args, content, kind, decoding, precision, d
         print(f"note: the model was trained with {args.max_views} image(s) per study; the rest is not looked at")
         originals = originals[: args.max_views]
     result: dict = {"images": [str(path) for path in paths]}
+    doubted = [(path, doubt) for path, image in zip(paths, plain) for doubt in doubts(image)]
+    result["warnings"] = [f"{path} is hardly a chest radiograph: {doubt}" for path, doubt in doubted]
     needs = system.needs(training=False)
     item: dict = {"id": Path(paths[0]).stem}
     if "diagnosis" in needs:
@@ -106,6 +119,7 @@ def _study(paths, system, tokenizer, args, content, kind, decoding, precision, d
         reports = decode(system, memory, decoding, batch.ids)
         result["report"] = tokenizer.decode(reports[0])
         if attention:
+            result["masks"] = masks
             result["words"] = result["report"].split()
             result["attention"] = attention_of_words(system, tokenizer, memory, reports)[0]
     columns = {name: values[0] for name, values in system.remarks(batch, memory).items() if name != "labels"}
@@ -174,6 +188,8 @@ def _views(args, wanted, originals, masks) -> list[torch.Tensor]:
 
 def _show(result: dict) -> None:
     print(f"images:  {', '.join(result['images'])}")
+    for warning in result["warnings"]:
+        print(f"warning:   {warning}")
     if "note" in result:
         print(f"note:      {result['note']}")
     print(f"report:    {result['report']}")

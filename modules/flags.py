@@ -213,7 +213,7 @@ FLAGS = (
     Flag("scoring", "export", str, None, "with --score: also write rexrank (with --rexrank: its entries and our predictions), res_gts (R2GenCMN's two CSV), radeval or csv; with --load: rexrank_submission, a folder with program and environment", of=TEST, choices=("rexrank", "rexrank_submission", "res_gts", "radeval", "csv")),
     Flag("scoring", "rexrank", str, None, "ReXrank's input file: generate a report for each of its studies into --out, going on where that stops", of=TEST),
     Flag("scoring", "rexrank_section", str, "findings", "with --score of a ReXrank predictions file: its references", of=TEST, choices=("findings", "findings+impression")),
-    Flag("scoring", "out", str, None, "file that --compare (JSON), --table or --export writes", of=TEST),
+    Flag("scoring", "out", str, None, "file that --compare (JSON), --table or --export writes; with --image: a folder for a page of the study", of=TEST),
 
     Flag("one image", "image", str, None, "images of one new study: prints report, diagnosis and expert report", of=TEST, nargs="+"),
 )

@@ -96,22 +96,25 @@ class Attention:
         if self.look is None:
             return
         shares = attention_of_words(self.system, self.tokenizer, memory, reports)
-        self.rows |= {name: self._row(ids, share) for name, ids, share in zip(batch.ids, reports, shares) if ids}
+        for name, ids, share in zip(batch.ids, reports, shares):
+            if ids:
+                self.rows[name] = attention_row(self.tokenizer.decode(ids), share, self.side)
 
-    def _row(self, ids: list[int], shares: torch.Tensor) -> dict:
-        """shares [W, V, h, w] of one study -> its row."""
-        peak = shares.amax((1, 2, 3))
-        height, width = shares.shape[-2:]
-        if max(height, width) > self.side:
-            shares = F.adaptive_avg_pool2d(shares, (min(height, self.side), min(width, self.side)))
-        scaled = (255 * shares / shares.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)).round().to(torch.uint8)
-        return {
-            "text": self.tokenizer.decode(ids),
-            "grid": list(shares.shape[1:]),
-            "full_grid": [height, width],
-            "peak": [round(value, 4) for value in peak.tolist()],
-            "maps": base64.b64encode(scaled.numpy().tobytes()).decode(),
-        }
+
+def attention_row(text: str, shares: torch.Tensor, side: int) -> dict:
+    """Where the words of one report looked, [W, V, h, w], as evidence; maps of at most `side` patches a side."""
+    peak = shares.amax((1, 2, 3))
+    height, width = shares.shape[-2:]
+    if max(height, width) > side:
+        shares = F.adaptive_avg_pool2d(shares, (min(height, side), min(width, side)))
+    scaled = (255 * shares / shares.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)).round().to(torch.uint8)
+    return {
+        "text": text,
+        "grid": list(shares.shape[1:]),
+        "full_grid": [height, width],
+        "peak": [round(value, 4) for value in peak.tolist()],
+        "maps": base64.b64encode(scaled.numpy().tobytes()).decode(),
+    }
 
 
 def image_row(path: str, *, seen: bool | None, side: int, dataset, open_image: Callable) -> dict:
@@ -179,6 +182,18 @@ def write_images(path: str | Path, images: Mapping[str, Sequence[str]], folder: 
         return {"id": name, "images": [image_row(p, seen=None, **facts) for p in images[name]], "attention": None}
 
     write_rows(path, list(images), row)
+
+
+def write_study(path: str | Path, name: str, images: Sequence[dict], attention: dict | None, *, theta: float, open_image) -> None:
+    """Evidence of one new study. images: {"path", "mask": its ADM mask, bool, or None}; attention: as attention_row gives it."""
+    shown = []
+    for image in images:
+        file, mask = Path(image["path"]), image["mask"]
+        rule = None if mask is None else SimpleNamespace(masks={file.name: mask}, theta=theta)
+        whole = SimpleNamespace(frame=lambda image: image)
+        one = SimpleNamespace(augment=whole, image_dir=file.parent, mask_rule=rule, needs={"masked_images"})
+        shown.append(image_row(file.name, seen=True, side=image_side(1), dataset=one, open_image=open_image))
+    write_rows(path, [name], lambda study: {"id": study, "images": shown, "attention": attention})
 
 
 def write_rows(path: str | Path, studies: Sequence, row: Callable[..., dict]) -> None:

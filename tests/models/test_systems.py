@@ -304,7 +304,8 @@ def test_labels_are_predicted_unless_the_oracle_is_asked_for(scratch, mini):
     assert json.loads((folder / "oracle" / "metrics_test.json").read_text())["oracle_labels"] is True
     assert "ORACLE" in done.stdout
     image = next((mini / "data" / "images").glob("*/0.png"))
-    assert "report:" in call("main_test.py", "--load", best, "--image", image).stdout
+    said = call("main_test.py", "--load", best, "--image", image, "--out", folder / "study").stdout
+    assert "report:" in said and "warning:" not in said and (folder / "study" / "index.html").is_file()
 
 
 def test_chexberts_bert_reads_the_reports(tmp_path):
