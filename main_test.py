@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.batches import make_loader
 from data.feature_cache import serve_features
-from data.images import open_image, reading_of
+from data.images import Reading, open_image, reading_of
 from data.prepare import make_dataset, open_data, say_only
 from data.studies import card_text, read_annotation
 from knowledge.diagnose import diagnose_studies
@@ -55,7 +55,8 @@ def read_flags(argv) -> tuple:
 def main(argv=None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args, content = read_flags(argv)
-    if run_command(args, functools.partial(retrieve_for_file, args, content)):
+    opener = functools.partial(open_image, reading=Reading(args.dicom))
+    if run_command(args, opener, functools.partial(retrieve_for_file, args, content)):
         return
     if content is None:
         raise InputError("--load: give a checkpoint of ours (results/<run>/best.pt) or the authors' weights")

@@ -8,6 +8,8 @@ from modules.artefact import read_json, sha256, write_atomic, write_json
 from modules.errors import InputError
 from modules.precision import choose_device
 from modules.results_page.build import write_page
+from modules.results_page.evidence import annotation_images, write_images
+from modules.results_page.pair import run_name, write_comparison
 from modules.run_folder import describe_run
 from modules.scoring.baselines import without_baselines
 from modules.scoring.constant_report import constant_reports
@@ -19,7 +21,7 @@ from modules.scoring.predictions import R2GenReferences, read_reports, unit_colu
 from modules.scoring.published import published_rows
 from modules.scoring.resampling import Units, paired_differences, units_of
 from modules.scoring.rexrank import export_rows, is_rexrank, read_rexrank, rows_with_references
-from modules.scoring.score_all import make_labelers, measure_all, score_all, write_scores
+from modules.scoring.score_all import Scores, make_labelers, measure_all, score_all, study_columns, write_scores
 from modules.scoring.score_table import drawn, format_table, markdown
 from modules.scoring.tables import read_run, render, table_rows
 
@@ -40,9 +42,10 @@ def print_scores(data_set: str | None, metrics: dict) -> None:
         print(note)
 
 
-def run_command(args, retrieve: Callable | None = None) -> bool:
+def run_command(args, open_image: Callable, retrieve: Callable | None = None) -> bool:
     """Carry out --score, --compare or --table; False when none of them was given. InputError as everywhere.
 
+    open_image: path -> PIL image, for the page of a scored file.
     retrieve: (ids of the split, references) -> {id: the reports of retrieval by column}, for --score with --baselines all.
     """
     chosen = [name for name in ("score", "compare", "table") if getattr(args, name)]
@@ -58,7 +61,7 @@ def run_command(args, retrieve: Callable | None = None) -> bool:
         return False
     check_extra(args.extra_metrics)
     if args.score:
-        score_file(args, retrieve if retrieved else None)
+        score_file(args, open_image, retrieve if retrieved else None)
     else:
         {"compare": compare_files, "table": print_table}[chosen[0]](args)
     return True
@@ -98,7 +101,7 @@ def scoring_settings(args) -> dict:
     return {"protocols": args.protocols, "labelers": labelers, **extra}
 
 
-def score_file(args, retrieve: Callable | None = None) -> None:
+def score_file(args, open_image: Callable, retrieve: Callable | None = None) -> None:
     """Score one file; the results lie beside a predictions file of ours, of any other in --save_dir."""
     path, split, settings = Path(args.score), read_split(args), scoring_settings(args)
     if retrieve is not None:
@@ -131,12 +134,22 @@ def score_file(args, retrieve: Callable | None = None) -> None:
     print_marks(facts)
     print(f"written: {record}, scores_{args.split}.csv and labels_{args.split}.csv")
     if args.page:
+        if split is not None and not again:
+            show_images(args, folder, open_image)
         print(f"results page: {write_page(folder, args.split)}")
     if args.export:
         ending = {"csv": ".csv", "res_gts": ""}.get(args.export, ".json")
         out = Path(args.out or folder / f"{args.export}_{args.split}{ending}")
         files = export_rows(args.export, out, rows, read_rexrank(args.rexrank) if args.rexrank else None)
         print(f"written: {', '.join(map(str, files))}, {len(rows)} studies")
+
+
+def show_images(args, folder: Path, open_image: Callable) -> None:
+    """Keep the annotation's images for the page where they lie in --image_dir."""
+    images = annotation_images(args.reference or args.ann_path, args.split, args.image_dir)
+    if images:
+        write_images(folder / f"evidence_{args.split}.jsonl", images, args.image_dir, open_image)
+        print(f"page: images of {len(images)} studies from {args.image_dir}")
 
 
 def read_facts(predictions: str | Path, split: str) -> dict:
@@ -179,15 +192,41 @@ def compare_files(args) -> None:
                    "units": units.count, "metrics": found}  # fmt: skip
         write_json(args.out, content)
         print(f"written: {args.out}, every key")
+    if args.page:
+        print(f"page: {comparison_page(args, both, (a[0], b[0]), found, units)}")
 
 
-def comparison_table(found: Mapping[str, dict], names, protocols, units: Units) -> str:
-    """The keys that people read: text metrics, F1 of findings, of 14 and of 5 labels. Every key is in the file of --out."""
+def comparison_page(args, both, statistics, found: Mapping[str, dict], units: Units) -> Path:
+    """The page of --compare, in --save_dir where that was typed."""
+    names = "_".join(run_name(path) for path in args.compare)
+    facts = [
+        {"path": str(path), "sha256": sha256(path), "marks": list(read_facts(path, args.split).get("marks", ()))}
+        for path in args.compare
+    ]
+    return write_comparison(
+        args.save_dir if "save_dir" in args.typed else f"results/compare_{names}",
+        both,
+        [study_columns(Scores([], side, {}, {})) for side in statistics],
+        {key: found[key] for key in shown_keys(found, args.protocols)},
+        paths=args.compare,
+        facts=facts,
+        note=f"Paired bootstrap, {drawn(units.name, units.count)}; not corrected for many metrics.",
+        split=args.split,
+    )
+
+
+def shown_keys(found: Mapping[str, dict], protocols) -> list[str]:
+    """The keys that people read: text metrics, F1 of findings, of 14 and of 5 labels."""
     keys = [f"{protocol}/{name}" for protocol in protocols for name in METRICS]
     keys += [key for key in found if key.endswith("/f1") and key.startswith("ce/")]  # those of 13 findings first
     keys += [key for key in found if key.split("/")[0] in ("radgraph", "radeval")]
+    return [key for key in keys if key in found]
+
+
+def comparison_table(found: Mapping[str, dict], names, protocols, units: Units) -> str:
+    """The table of `shown_keys`. Every key is in the file of --out."""
     lines = [["metric", "a", "b", "b - a", "95% interval", "p", "verdict"]]
-    for key in (key for key in keys if key in found):
+    for key in shown_keys(found, protocols):
         one = found[key]
         low, high = one["interval"]
         verdict = "not distinguished" if low <= 0 <= high else "b is higher" if low > 0 else "a is higher"

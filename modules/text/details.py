@@ -71,7 +71,8 @@ def _shares(clause: str, first: int, last: int, spans: list[tuple[int, int]]) ->
     for (_, end), (start, _) in zip(spans, spans[1:]):
         joint = JOINT.search(clause, end, max(start, end))
         cuts.append(joint.start() if joint else min(end, start))
-    return [clause[a:b] for a, b in zip(cuts, [*cuts[1:], last])]
+    ends = [*cuts[1:], max(last, spans[-1][1] if spans else last)]  # a phrase may reach over a comma
+    return [clause[a:b] for a, b in zip(cuts, ends)]
 
 
 def differing(reference: dict[str, set[str]], prediction: dict[str, set[str]]) -> list[str]:

@@ -19,7 +19,7 @@ function drawScores() {
   const family = (name) => RUN.tables.filter((table) => table.family === name);
   view.append(
     tiles(),
-    ...family("text").flatMap(textTables),
+    ...textTables(family("text")),
     ...family("clinical").flatMap(clinicalTables),
     findingsTable(),
     ...family("other").flatMap((table) => [el("h2", { text: metricName(table.columns.join(", ")) }), metricTable("scores", table.rows, table.columns)]),
@@ -118,9 +118,10 @@ function metricTable(name, rows, columns, { heads = null, more = [] } = {}) {
 }
 
 /** Text metrics: the first protocol, the others behind their names. */
-function textTables(table) {
-  const protocols = [...new Set(table.rows.map(({ row }) => row))];
-  const published = (protocol) =>
+function textTables(tables) {
+  const protocols = [...new Set(tables.flatMap(({ rows }) => rows.map(({ row }) => row)))];
+  if (!protocols.length) return [];
+  const published = (protocol, columns) =>
     Object.entries(RUN.published)
       .filter(([, values]) => (values.protocol || "r2gen") === protocol)
       .map(([system, values]) =>
@@ -128,16 +129,22 @@ function textTables(table) {
           "tr",
           { class: "published" },
           el("th", { scope: "row", text: `${system}, published` }),
-          ...table.columns.map((name) => scoreCell(name in values ? [values[name], null, null, name] : null)),
+          ...columns.map((name) => scoreCell(name in values ? [values[name], null, null, name] : null)),
         ),
       );
-  const one = (protocol) => metricTable(`text metrics, ${protocol}`, table.rows.filter(({ row }) => row === protocol), table.columns, { more: published(protocol) });
+  const one = (protocol) =>
+    tables
+      .map(({ rows, columns }) => [rows.filter(({ row }) => row === protocol), columns])
+      .filter(([rows]) => rows.length)
+      .map(([rows, columns]) => metricTable(`text metrics, ${protocol}`, rows, columns, { more: published(protocol, columns) }));
   const title = (protocol) => `Protocol ${protocol}${PROTOCOLS[protocol] ? `: ${PROTOCOLS[protocol]}` : ""}`;
   return [
     el("h2", { text: "Text metrics" }),
-    quietText(`${title(protocols[0])}. The same texts score differently under another preparation, so the protocol is part of each figure. Published rows as their papers give them.`),
-    one(protocols[0]),
-    ...protocols.slice(1).map((protocol) => folded(title(protocol), () => [one(protocol)])),
+    quietText(
+      `${title(protocols[0])}. The same texts score differently under another preparation, so the protocol is part of each figure. Published rows as their papers give them.`,
+    ),
+    ...one(protocols[0]),
+    ...protocols.slice(1).map((protocol) => folded(title(protocol), () => one(protocol))),
   ];
 }
 

@@ -9,21 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from browser import CHROMIUM, Browser
-from PIL import Image
+from made_page import attention_row, ids, ink, made_attention, make_results, needs_browser, text
 
 from data.batches import Batch
-from data.images import Augmentation
-from data.mask_store import MaskRule, MaskStore
-from data.studies import Study
 from modules.decoding import DecodingSettings, decode
 from modules.errors import InputError
 from modules.nets.transformer import watched
 from modules.nets.visual_extractor import VisualExtractor
 from modules.results_page.build import HERE, curves, metric_tables, read_scores, split_key, write_page
 from modules.results_page.compare import compare, positions, relation, statements
-from modules.results_page.evidence import Attention, map_side, read_evidence, write_evidence
-from modules.scoring.predictions import R2GenReferences, write_predictions
+from modules.results_page.evidence import Attention, map_side, read_evidence
 
 HOSTILE = [
     "<script>window.hacked = 1; alert(1)</script> the heart is enlarged .",
@@ -35,74 +30,6 @@ HOSTILE = [
     "",
     "   ",
 ]
-
-
-# ------------------------------------------------------------------------------------------------ made results
-
-
-class Halves(MaskStore):
-    """A mask over the left half of every image; of those named `small`, over little of it."""
-
-    def get(self, image: str) -> np.ndarray:
-        mask = np.zeros((300, 300), bool)
-        mask[:, : 30 if "small" in image else 180] = True
-        return mask
-
-
-def attention_row(text: str, side: int) -> dict:
-    words, views = len(text.split()), 1
-    maps = np.random.RandomState(words).randint(0, 120, (words, views, side, side)).astype(np.uint8)
-    maps[:, 0, 0, 0] = 255
-    return {
-        "text": text,
-        "grid": [views, side, side],
-        "full_grid": [side, side],
-        "peak": [0.25] * words,
-        "maps": base64.b64encode(maps.tobytes()).decode(),
-    }
-
-
-def made_image(number: int) -> Image.Image:
-    """A smooth synthetic image, as large as a small radiograph."""
-    y, x = np.mgrid[0:300, 0:260] / 40
-    waves = np.sin(x + number % 7) + np.cos(y - number % 5) + np.sin(x * y / 3)
-    return Image.fromarray(np.uint8(127 + 40 * waves))
-
-
-IMAGES = [made_image(number) for number in range(10)]
-
-
-def open_made(path: str) -> Image.Image:
-    if "missing" in path:
-        raise InputError(f"no image {path}")
-    return IMAGES[int(re.search(r"(\d+)", path).group()) % len(IMAGES)]
-
-
-def make_results(folder, pairs, *, attention=None, images=lambda number: (f"{number}.png",), metrics=None, more=None):
-    """A results folder as main_test.py leaves it, from (reference, prediction) pairs."""
-    texts = R2GenReferences(["the heart is normal . the lungs are clear ."], "iu_xray", threshold=1)
-    rows = [
-        texts.row(f"study {n}", a, b, constant="the lungs are clear .", **(more(n) if more else {}))
-        for n, (a, b) in enumerate(pairs)
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_predictions(folder / "predictions_test.csv", rows)
-    values = {"studies": 590, "ids_sha256": "5a1ffae1cceeaad4"}  # as those of the published split, to show its rows
-    values |= {"distinct_reports": 3, "commonest_share": 0.5, "notes": {"r2gen/METEOR": "no Java"}}
-    values |= {"r2gen/BLEU_4": 0.1, "r2gen/METEOR": None, "constant/r2gen/BLEU_4": 0.2, "constant/r2gen/METEOR": None}
-    run = {"flags": {"model": "made", "dataset_name": "iu_xray", "theta": 0.4, "gamma": 0.4}}
-    content = {"split": "test", "oracle_labels": True, "run": run, "metrics": {**values, **(metrics or {})}}
-    (folder / "metrics_test.json").write_text(json.dumps(content))
-    dataset = SimpleNamespace(
-        studies=[Study(row["id"], row["reference"], images(n), "test") for n, row in enumerate(rows)],
-        image_dir="",
-        max_views=1,
-        needs={"masked_images"},
-        mask_rule=MaskRule(Halves(), theta=0.4, gamma=0.4),
-        augment=Augmentation("none", 224, "bicubic"),
-    )
-    write_evidence(folder / "evidence_test.jsonl", dataset, attention or {}, open_made)
-    return folder
 
 
 # ------------------------------------------------------------------------------------- reference and prediction
@@ -302,31 +229,20 @@ def test_contrast_meets_wcag_aa(theme):
         "same": ("ground", "panel", "accent-soft"),
         **{f"series-{n}": ("panel",) for n in range(4)},
     }
-    for text, under in grounds.items():
+    for colour, under in grounds.items():
         for ground in under:
-            high, low = sorted((luminance(names[text]), luminance(names[ground])), reverse=True)
-            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
+            high, low = sorted((luminance(names[colour]), luminance(names[ground])), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (colour, ground)
 
 
 # ------------------------------------------------------------------------------------------------- in the browser
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
 PAIRS = [
     ("Heart size is normal. Small left pleural effusion.", "the heart is normal in size . no pleural effusion . the lungs"),
     ("The lungs are clear. No pneumothorax.", "the heart is enlarged . the lungs are clear . no pneumothorax is"),
     ("There is a large effusion. Mild edema.", "there is a large effusion . the lungs are clear . no edema"),
 ]
 NORMAL = [("The lungs are clear.", "the lungs are clear . no effusion")] * 60
-
-
-def made_attention(pairs) -> dict:
-    return {f"study {n}": attention_row(told, 4) for n, (_, told) in enumerate(pairs) if told.split()}
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -356,29 +272,6 @@ def page(browser, folder):
     browser.loaded()
     yield browser
     assert browser.errors == []
-
-
-def ids(page) -> list[str]:
-    """Ids of the rows in the document, from the top."""
-    rows = "[...document.querySelectorAll('.row')].sort((a, b) => a.offsetTop - b.offsetTop)"
-    return page.run(rows + ".map((row) => row.querySelector('.id').textContent)")
-
-
-def text(page, selector: str) -> str:
-    return page.run(f"document.querySelector({json.dumps(selector)}).textContent")
-
-
-def ink(page, canvas: str) -> int:
-    """Sum of the alpha values of a canvas."""
-    return page.run(
-        f"""(() => {{
-          const drawn = document.getElementById("{canvas}"), copy = document.createElement("canvas");
-          const pen = copy.getContext("2d", {{ willReadFrequently: true }});
-          [copy.width, copy.height] = [drawn.width, drawn.height];
-          pen.drawImage(drawn, 0, 0);
-          return pen.getImageData(0, 0, copy.width, copy.height).data.filter((_, k) => k % 4 === 3).reduce((a, b) => a + b, 0);
-        }})()"""
-    )
 
 
 @needs_browser

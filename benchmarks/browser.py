@@ -1,4 +1,4 @@
-"""A real browser for tests: headless Chromium, spoken to over its DevTools pipe; nothing but the standard library."""
+"""A real browser for tests and screenshots: headless Chromium over its DevTools pipe; nothing but the standard library."""
 
 import base64
 import json
@@ -35,8 +35,7 @@ class Browser:
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.size(width, height)
 
     def __enter__(self) -> "Browser":
         return self
@@ -132,6 +131,15 @@ class Browser:
             f"(() => {{ const node = document.querySelector({json.dumps(selector)}); node.value = {json.dumps(value)};"
             " node.dispatchEvent(new Event(node.tagName === 'SELECT' ? 'change' : 'input', {bubbles: true})); })()"
         )
+
+    def size(self, width: int, height: int) -> None:
+        """The size of the window."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+
+    def downloads(self, folder: Path) -> None:
+        """Where files go that the page hands to its reader."""
+        self.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
     def media(self, *, kind: str = "", scheme: str = "light") -> None:
         """Pretend to be a printer (kind="print") or a machine with a dark theme."""
