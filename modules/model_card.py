@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 from modules.artefact import read_json, write_atomic
+from modules.scoring.baselines import BASELINES, footnotes, prefixes, title
 
 FIGURES = ("BLEU_1", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr")
 
@@ -89,10 +90,13 @@ def _scores(tests: list[dict]) -> list[str]:
     lines = ["", "## Scores", "", "| split | studies | distinct reports | " + " | ".join(FIGURES) + " |", "|---" * 8 + "|"]
     for test in tests:
         metrics = test["metrics"]
-        for title, prefix, distinct in (("", "", metrics["distinct_reports"]), (", constant report", "constant/", 1)):
+        for prefix in prefixes(metrics):
             figures = [_figure(metrics.get(f"{prefix}r2gen/{name}")) for name in FIGURES]
-            lines.append(f"| {test['split']}{title} | {metrics['studies']} | {distinct} | {' | '.join(figures)} |")
-    return [*lines, "", "Protocol `r2gen`; all others, clinical metrics and intervals: `metrics_<split>.json`, `index.html`."]
+            distinct = "-" if prefix else metrics["distinct_reports"]
+            lines.append(f"| {test['split']}: {title(prefix)} | {metrics['studies']} | {distinct} | {' | '.join(figures)} |")
+    names = [name for name in BASELINES if any(f"{name}/r2gen/CIDEr" in test["metrics"] for test in tests)]
+    below = "Protocol `r2gen`; all others, clinical metrics and intervals: `metrics_<split>.json`, `index.html`."
+    return [*lines, "", *(f"{line}  " for line in footnotes(names)), below]
 
 
 def _figure(value) -> str:
