@@ -77,8 +77,9 @@ def test_the_model_card(run_folder):
     assert "not for clinical use" in card and "Not tested yet" in card and "Chosen: epoch 1 of 1" in card
     main_test.main(["--load", str(run_folder / "best.pt"), "--protocols", "r2gen", "--bootstrap", "0", "--no-page"])
     metrics = json.loads((run_folder / "metrics_test.json").read_text())["metrics"]
-    assert f"| test: this system | {metrics['studies']} | {metrics['distinct_reports']} |" in text_of(run_folder / "MODEL_CARD.md")
-    assert "constant report, CIDEr" in text_of(run_folder / "MODEL_CARD.md")
+    card = text_of(run_folder / "MODEL_CARD.md")
+    assert f"| test: this system | {metrics['studies']} | {metrics['distinct_reports']} |" in card
+    assert "| test: constant report, CIDEr * |" in card
 
 
 def test_no_card_without_a_run(tmp_path):
