@@ -78,7 +78,7 @@ def measure(backbone: str, folder: Path, options, device, precision) -> list[tup
     words = ["--model", options.model, "--dataset_name", "iu_xray", "--d_model", str(options.width), "--extractor_freeze", "all",
              "--visual_extractor", backbone, "--image_size", str(options.image_size), "--augment", "none", "--num_workers", "0",
              "--knowledge_dir", str(folder), "--precision", options.precision]  # fmt: skip
-    studies = made_studies(folder, 4 * options.batch_size)
+    studies = made_studies(folder, 2 * options.batch_size)
     tokens = np.zeros((len(studies), LENGTH + 1), dtype=np.int32)
     tokens[:, 1 : LENGTH - 1] = np.random.default_rng(1).integers(1, WORDS, (len(studies), LENGTH - 2))
     args = parse(words, "train", systems=SYSTEMS)
