@@ -108,7 +108,7 @@ class Truth:
             weights = self.out / (row.of or name) / str(seed) / "best.pt"
             more = [word.format(labels=self.labels) for word in row.test]
             chexbert = ["--chexbert_path", self.args.chexbert_path] if self.args.chexbert_path and split == "test" else []
-            few = ["--bootstrap", "0"] if split == "val" else []
+            few = ["--bootstrap", "0", "--baselines", "constant"] if split == "val" else ["--baselines", "all"]
             run(["main_test.py", "--load", str(weights), "--split", split, *self.places, "--diagnosisbot", str(self.extractor),
                  "--num_workers", "0", *DECODINGS[decoding], *QUICK, *few, *more, *chexbert, "--save_dir", str(folder)],
                 folder.parent / "test.log")  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.truth.rows import ROWS
 from modules.artefact import read_json, write_atomic, write_json
 from modules.errors import InputError
+from modules.scoring.baselines import without_baselines
 from modules.scoring.predictions import read_predictions
 from modules.scoring.resampling import interval, resampled, units_of
 from modules.scoring.score_all import make_labelers, measure_all
@@ -101,34 +102,42 @@ def scores(metrics: Sequence[Mapping], keys, prefix: str = "") -> list[str]:
 
 
 def versus_table(out: Path, groups: Mapping[str, list[dict]], f1: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
-    """Differences of each row from the baselines, mean over its seeds, with paired 95% intervals over the test studies."""
+    """Differences of each row from the baselines, mean over its seeds, with paired 95% intervals over the test studies.
+
+    The baselines are those of the first row, the same for all. InputError where rows were tested on other studies.
+    """
     keys = {"BLEU-4": "r2gen/BLEU_4", "CIDEr": "r2gen/CIDEr", **f1}
-    header = ["system minus", "baseline", *keys]
-    lines = []
+    header, lines, baselines, first_ids = ["system minus", "baseline", *keys], [], {}, None
     for name, rows in groups.items():
-        both, units = {}, None
+        both = {}
         for row in rows:
             predicted = read_predictions(out / name / str(row["seed"]) / "test" / "predictions_test.csv")
-            measured, _, _ = measure_all(predicted, protocols=("r2gen",), labelers=make_labelers(None, None))
-            both |= {(row["seed"], key): one for key, one in measured.items() if one is not None}
-            units = units_of(predicted).of_row
-        seeds, sides = [row["seed"] for row in rows], ("", *(f"{name}/" for name in AGAINST))
-        wanted = {f"{side}{key}" for key in keys.values() for side in sides}
-        both = {(seed, key): one for (seed, key), one in both.items() if key in wanted}
-        drawn = resampled(both, units=units)
-        for baseline in AGAINST[:2] + AGAINST[3:]:
-            if (seeds[0], f"{baseline}/r2gen/CIDEr") in both:
-                cells = [difference(both, drawn, seeds, key, f"{baseline}/{key}") for key in keys.values()]
-                lines.append([ROWS[name].title, baseline, *cells])
+            ids, units = [study["id"] for study in predicted], units_of(predicted).of_row
+            if first_ids is None:
+                first_ids, baselines = ids, _measured(predicted, [f"{side}/{key}" for side in AGAINST for key in keys.values()])
+            if ids != first_ids:
+                raise InputError(f"{name}, seed {row['seed']} was tested on other studies than the first row: nothing is paired")
+            own = _measured([without_baselines(study) for study in predicted], keys.values())
+            both |= {f"{row['seed']} {key}": one for key, one in own.items()}
+        drawn = resampled(both | baselines, units=units)
+        for baseline in (side for side in AGAINST if f"{side}/r2gen/CIDEr" in baselines):
+            pairs = [([f"{row['seed']} {key}" for row in rows], f"{baseline}/{key}") for key in keys.values()]
+            lines.append([ROWS[name].title, baseline, *(difference(both | baselines, drawn, *pair) for pair in pairs)])
     return header, lines
 
 
-def difference(both, drawn, seeds, ours: str, theirs: str) -> str:
-    """Mean over the seeds and its interval; "*" where it does not hold 0."""
-    if not all((seed, key) in both for seed in seeds for key in (ours, theirs)):
+def _measured(predicted: Sequence[Mapping[str, str]], keys) -> dict:
+    """Statistics of `keys`, those that are there."""
+    measured, _, _ = measure_all(predicted, protocols=("r2gen",), labelers=make_labelers(None, None))
+    return {key: measured[key] for key in keys if measured.get(key) is not None}
+
+
+def difference(known: Mapping, drawn: Mapping[str, np.ndarray], ours: Sequence[str], theirs: str) -> str:
+    """Mean over the seeds `ours`, less `theirs`, and its interval; "*" where it does not hold 0."""
+    if not all(key in known for key in (*ours, theirs)):
         return "n/a"
-    value = statistics.mean(both[seed, ours].corpus() - both[seed, theirs].corpus() for seed in seeds)
-    low, high = interval(np.mean([drawn[seed, ours] - drawn[seed, theirs] for seed in seeds], 0))
+    value = statistics.mean(known[key].corpus() for key in ours) - known[theirs].corpus()
+    low, high = interval(np.mean([drawn[key] for key in ours], 0) - drawn[theirs])
     return f"{value:+.3f} ({low:+.3f} .. {high:+.3f})" + ("" if low <= 0 <= high else " *")
 
 
