@@ -30,6 +30,7 @@ from modules.run_folder import RunLog, check_inputs, describe_run, open_run, wri
 from modules.scoring.meteor import Meteor
 from modules.scoring.metrics import metric_keys, score
 from modules.scoring.predictions import R2GenReferences
+from modules.self_critical import PROBE, check_flags, objective_of, stage_flags
 from modules.trainer import SUMS, Trainer, monitor_parts
 
 
@@ -40,6 +41,8 @@ def read_flags(argv) -> tuple:
     start = load_checkpoint(load) if load and not {"-h", "--help", "--help_all"} & set(argv) else None
     args = parse(argv, "train", systems=SYSTEMS, fallback=start and model_of(start, SYSTEMS))
     if args.resume is None:
+        if args.rl_epochs and args.load and "epochs" not in args.typed:
+            args.epochs = 0
         return args, start
     record = Path(args.resume or args.save_dir)
     record = (record.parent if record.is_file() else record) / "run.json"
@@ -73,11 +76,14 @@ def main(argv=None) -> None:
     if args.check_data:
         processes.from_first(lambda: stop_unless_ready(args, kind))
     inputs = {"train": kind.inputs(args, training=True), "val": kind.inputs(args, training=False)}
+    if args.rl_epochs:  # samples are drawn from what evaluation reads
+        inputs["train"] |= inputs["val"]
+    check_flags(args, inputs, problems)
     kind.check(args, problems, training=True)
     check_features(args, problems, training=True)
     DecodingSettings.from_flags(args)  # refuses what does not go together
     problems.check(
-        not (args.resume is not None and args.load), "--resume continues, --load starts anew: give one of the two"
+        not (args.resume is not None and "load" in args.typed), "--resume continues, --load starts anew: give one of the two"
     )
     part = processes.count() * args.accumulate
     problems.check(
@@ -129,11 +135,24 @@ def last_line(args, best: Path, value: float | None) -> str:
 
 
 def train_rounds(args, folder: Path, log, **shared) -> tuple[Path, float | None]:
-    """One training, or of a system that distils a teacher and N students, the best so far teaching the next. Returns the best
-    checkpoint and its monitored value."""
+    """One training, or of a system that distils a teacher and N students, the best so far teaching the next; then, with
+    --rl_epochs, self-critical training from the best. Returns the best checkpoint and its monitored value."""
     rounds, teacher = shared["kind"].rounds(args)
-    if not rounds:
-        return train_round(args, folder, log, teacher=teacher, **shared)
+    best, value = Path(args.load or ""), None
+    if args.epochs and rounds:
+        best, value = train_students(args, folder, log, rounds=rounds, **shared)
+    elif args.epochs:
+        best, value = train_round(args, folder, log, teacher=teacher, **shared)
+    if not args.rl_epochs:
+        return best, value
+    rl_args = stage_flags(args)
+    rl_args.load, rl_args.resume = str(best), "" if (folder / "rl" / "last.pt").is_file() else None
+    log.write("rl", start=str(best), reward=args.rl_reward, baseline=args.rl_baseline, samples=args.rl_samples)
+    return train_round(rl_args, folder / "rl", log, teacher=teacher, rl=True, **{**shared, "start": load_checkpoint(best)})
+
+
+def train_students(args, folder: Path, log, *, rounds: int, **shared) -> tuple[Path, float | None]:
+    """A teacher-to-be and its students; best.pt of the best of them."""
     best, best_value = None, None
     for number in range(rounds + 1):  # round 0 has no teacher: it becomes one
         what = f"a student of {best}" if best else "the teacher-to-be"
@@ -148,9 +167,9 @@ def train_rounds(args, folder: Path, log, **shared) -> tuple[Path, float | None]
     return folder / "best.pt", best_value
 
 
-def train_round(args, folder: Path, log, *, teacher, start, data, tokenizer, kind, device, meteor):
+def train_round(args, folder: Path, log, *, teacher, start, data, tokenizer, kind, device, meteor, rl=False):
     """One training into `folder`, from the weights `start` (--load) or pretrained ones; returns its best checkpoint and the
-    monitored value."""
+    monitored value. rl: self-critical."""
     folder.mkdir(parents=True, exist_ok=True)
     seed_everything(args.seed, args.deterministic)
     system = kind.build(args, tokenizer)
@@ -165,20 +184,30 @@ def train_round(args, folder: Path, log, *, teacher, start, data, tokenizer, kin
 
     settings = {"num_workers": args.num_workers, "pin": device.type == "cuda"}
     part = max(1, args.batch_size // (processes.count() * args.accumulate))  # what one process holds at a time
-    training = make_dataset(args, data, "train", system.needs(training=True), tokenizer, training=True)
-    validation = make_dataset(args, data, "val", system.needs(training=False) | {"tokens"}, tokenizer, training=False)
-    val_loader = make_loader(validation, batch_size=part, shuffle=False, **settings)
-    decoding, precision = DecodingSettings.from_flags(args), Precision(args.precision, device)
-    decoding = dataclasses.replace(decoding, beam_size=args.val_beam_size or args.beam_size)
-    protocols = sorted({"r2gen", *(name.split("/")[0] for name in monitor_parts(args.monitor_metric))})
+    precision = Precision(args.precision, device)
     texts = R2GenReferences(
         data.corpora["train"],
         rule=args.cleaning,
         threshold=args.reference_threshold,
         max_words=args.reference_words,
     )
+    objective = None
+    if rl:
+        reports = {study.id: study.report for split in ("train", "val") for study in data.studies[split]}
+        facts = {"corpus": data.corpora["train"], "reports": reports, "texts": texts, "device": device}
+        objective = objective_of(args, system, tokenizer, precision, **facts)
+    needs = objective.needs() if rl else system.needs(training=True)
+    training = make_dataset(args, data, "train", needs, tokenizer, training=True)
+    validation = make_dataset(args, data, "val", system.needs(training=False) | {"tokens"}, tokenizer, training=False)
+    val_loader = make_loader(validation, batch_size=part, shuffle=False, **settings)
+    decoding = DecodingSettings.from_flags(args)
+    decoding = dataclasses.replace(decoding, beam_size=args.val_beam_size or args.beam_size)
+    protocols = sorted({"r2gen", *(name.split("/")[0] for name in monitor_parts(args.monitor_metric))})
+    probe = {study.id for study in data.studies["val"][:PROBE]}
 
     def validate(system) -> dict:
+        if rl:
+            objective.watch(objective.survey(val_loader, probe, device), log)
         use = ImageUse(system)
         written = write_split(system, val_loader, tokenizer, decoding, precision=precision, device=device, watch=use)
         rows = [texts.row(study.id, study.report, **written[study.id]) for study in data.studies["val"]]
@@ -209,9 +238,12 @@ def train_round(args, folder: Path, log, *, teacher, start, data, tokenizer, kin
         folder=folder,
         log=log,
         carried=carried,
+        objective=objective,
     )
     if start is not None:
         system.load_start(start, args.load)
+    if rl:
+        objective.freeze_start()
     if args.resume is not None:
         path = Path(args.resume) if args.resume.endswith(".pt") else folder / "last.pt"
         if path.is_file():

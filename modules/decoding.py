@@ -17,6 +17,7 @@ import torch
 
 # decoding asks after so many words which reports have ended: on a GPU each question waits for the queue to empty
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
+BEST = -1.0  # in place of a number in [0, 1): take the best word
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class DecodingSettings:
     block_trigrams: bool = False
     beam_search: str = "ours"
     seed: int = 0
+    marks: bool = True  # padding and BOS may come where they are not EOS, as in published code
 
     def __post_init__(self) -> None:
         if self.beam_size < 1 or self.max_length < 1:
@@ -76,7 +78,48 @@ def decode(system, memory: dict, settings: DecodingSettings, ids: list[str], *, 
     if settings.beam_size > 1:
         rule = system.released_search if settings.beam_search == "released" else settings.beam_search
         return SEARCHES[rule](system, memory, settings)
-    return _one_beam(system, memory, settings, ids, stop)
+    draws = _draws(settings, ids) if settings.sample else None
+    written = _one_beam(system, memory, settings, len(ids), draws, stop).tolist()
+    return [_cut(row, system) for row in written] if stop else written
+
+
+@torch.no_grad()
+def draw_reports(
+    system, memory: dict, settings: DecodingSettings, names: list[list[str]], *, greedy: bool = False
+) -> list[list[tuple[list[int], bool]]]:
+    """K samples of each of B studies from one encoding: for each study and sample its word ids, and whether EOS ended it.
+
+    names [B][K]: with settings.seed they seed the samples; equal names give equal samples. greedy: a study has one more
+    report after its samples, of the best word at each position under the same limits.
+    """
+    each = len(names[0]) + greedy
+    draws = _draws(settings, [name for row in names for name in row]).unflatten(0, (len(names), -1))
+    if greedy:
+        draws = torch.cat([draws, torch.full_like(draws[:, :1], BEST)], 1)
+    written = _one_beam(system, repeat(memory, each), settings, len(names) * each, draws.flatten(0, 1)).tolist()
+    reports = [(_cut(row, system), any(stop in row for stop in _stops(system))) for row in written]
+    return [reports[start : start + each] for start in range(0, len(reports), each)]
+
+
+def distribution(system, logits: torch.Tensor, settings: DecodingSettings, drawn: torch.Tensor) -> torch.Tensor:
+    """Logits of whole reports [N, L, W] -> log-probabilities [N, L, W] of what a draw is from at each position.
+
+    Least length, marks, temperature and top-k are in it, the block of trigrams is not. drawn: the reports' ids [N, L], which
+    top-k leaves in, since a logit of a cached pass may differ from this one's by a rounding.
+    """
+    stops, barred = _limits(system, settings, logits.device)
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    if settings.min_length:
+        early = logits[:, : settings.min_length].index_fill(-1, stops, -math.inf)
+        logits = torch.cat([early, logits[:, settings.min_length :]], 1)
+    if len(barred):
+        logits = logits.index_fill(-1, barred, -math.inf)
+    return _shaped(logits, settings, drawn[..., None]).log_softmax(-1)
+
+
+def repeat(memory: dict, count: int) -> dict:
+    """Each study of an encoded batch `count` times, one after another."""
+    return {name: value.repeat_interleave(count, 0) for name, value in memory.items()}
 
 
 def select(memory: dict, rows: torch.Tensor) -> dict:
@@ -84,25 +127,31 @@ def select(memory: dict, rows: torch.Tensor) -> dict:
     return {name: value.index_select(0, rows) for name, value in memory.items()}
 
 
-def _one_beam(system, memory, settings, ids, stop) -> list[list[int]]:
+def _one_beam(system, memory, settings, count: int, draws: torch.Tensor | None, stop: bool = True) -> torch.Tensor:
+    """Ids [count, max_length] on the device, whatever after the first that ends a report.
+
+    draws: a number for each word [count, max_length], see _draw, BEST for the best word; None: the best words.
+    """
     device = next(iter(memory.values())).device
-    count, stops = len(ids), torch.tensor(_stops(system)).to(device, non_blocking=True)
+    stops, barred = _limits(system, settings, device)
     alive = torch.arange(count, device=device)
     written = torch.full((count, settings.max_length), system.padding, device=device)
     tokens = torch.full((count, 1), system.bos, device=device)
     cache = None
-    draws = _draws(settings, ids).to(device, non_blocking=True) if settings.sample else None
+    draws = draws if draws is None else draws.to(device, non_blocking=True)
     for at in range(settings.max_length):
         logits, cache = system.step(tokens, memory, cache)
         logits = logits[:, 0].float()
         if at < settings.min_length:
             logits[:, stops] = -math.inf
+        if len(barred):
+            logits[:, barred] = -math.inf
         if settings.block_trigrams and at >= 3:
             _lower_repeats(logits, written[alive, :at])
-        if draws is None:
-            tokens = logits.argmax(-1, keepdim=True)
-        else:
-            tokens = _draw(logits, settings, draws[alive, at, None])
+        tokens = logits.argmax(-1, keepdim=True)
+        if draws is not None:
+            own = draws[alive, at, None]
+            tokens = torch.where(own == BEST, tokens, _draw(logits, settings, own))
         written[alive, at] = tokens[:, 0]
         if not stop or (at + 1) % LOOK_EVERY.get(device.type, 1):
             continue
@@ -115,7 +164,13 @@ def _one_beam(system, memory, settings, ids, stop) -> list[list[int]]:
             rows = torch.tensor(left).to(device, non_blocking=True)
             alive, tokens, memory = alive[rows], tokens[rows], select(memory, rows)
             cache.keep(rows)
-    return [_cut(row, system) if stop else row for row in written.tolist()]
+    return written
+
+
+def _limits(system, settings: DecodingSettings, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids that end a report, and those that may never come."""
+    barred = [] if settings.marks else sorted({system.padding, system.bos} - {system.eos})
+    return tuple(torch.tensor(ids, dtype=torch.long).to(device, non_blocking=True) for ids in (_stops(system), barred))
 
 
 def _stops(system) -> list[int]:
@@ -140,12 +195,17 @@ def _draws(settings: DecodingSettings, ids: list[str]) -> torch.Tensor:
 
 def _draw(logits: torch.Tensor, settings: DecodingSettings, draws: torch.Tensor) -> torch.Tensor:
     """The id of each row whose share of the probabilities holds the row's number: draws [B, 1] in [0, 1) -> [B, 1]."""
+    shares = (_shaped(logits, settings).softmax(-1) * 2.0**40).long().cumsum(-1)  # integers: the same sums on every device
+    return torch.searchsorted(shares, (draws.double() * shares[:, -1:]).long(), right=True)
+
+
+def _shaped(logits: torch.Tensor, settings: DecodingSettings, keep: torch.Tensor | None = None) -> torch.Tensor:
+    """Temperature and top-k of a draw: logits [..., W]; keep: ids [..., any] that top-k leaves in."""
     logits = logits / settings.temperature
     if settings.top_k:
-        least = logits.topk(min(settings.top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
-    shares = (logits.softmax(-1) * 2.0**40).long().cumsum(-1)  # integers: the same sums on every device
-    return torch.searchsorted(shares, (draws.double() * shares[:, -1:]).long(), right=True)
+        low = logits < logits.topk(min(settings.top_k, logits.shape[-1])).values[..., -1:]
+        logits = logits.masked_fill(low if keep is None else low.scatter(-1, keep, False), -math.inf)
+    return logits
 
 
 def _lower_repeats(logits: torch.Tensor, written: torch.Tensor) -> None:

@@ -35,12 +35,11 @@ class Precision:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind != "float32"
         self.scaler = torch.amp.GradScaler(device.type, init_scale=scale, enabled=kind == "fp16")
 
-    def region(self):
-        """Context of the forward pass."""
+    def region(self, *, keep_casts: bool = True):
+        """Context of the forward pass. keep_casts: a weight is cast once, not at every use."""
         if self.kind is None:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.kind)
-
+        return torch.autocast(self.device.type, self.kind, cache_enabled=keep_casts)
 
     @contextlib.contextmanager
     def generation(self, system: torch.nn.Module) -> Iterator[None]:

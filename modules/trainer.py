@@ -41,14 +41,37 @@ def monitor_parts(name: str) -> dict[str, float]:
 
 
 class Losses(nn.Module):
-    """A system seen as what training calls: batch -> {name: scalar}. Gradients are averaged at this door."""
+    """A system seen as what training calls: batch -> {name: scalar}. Gradients are averaged at this door.
+
+    Cross-entropy as the system states it; modules/self_critical.py gives the Trainer another one.
+    """
+
+    trained = False  # whether the start is a trained system, to be validated before the first step
 
     def __init__(self, system: nn.Module) -> None:
         super().__init__()
-        self.system = system
+        self.system, self.epoch = system, 0
+        self.weights = system.loss_weights  # by the names of the losses; one of weight 0 is shown only
+        self.idle = getattr(system, "idle_parameters", False)  # whether a parameter may be left without a gradient
+
+    def counts(self, batch) -> dict[str, float]:
+        """What each loss of a batch is a mean over: the studies, unless the system says otherwise."""
+        own = getattr(self.system, "loss_counts", lambda batch: {})
+        return {"studies": len(batch), **own(batch)}
+
+    def prepare(self, batch):
+        """The batch as `forward` reads it, still on the CPU."""
+        return self.system.prepare(batch)
 
     def forward(self, batch) -> dict[str, torch.Tensor]:
         return self.system.losses(batch)
+
+    def state(self) -> dict:
+        """What a run that goes on needs beside the weights."""
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        """Take what `state` gave."""
 
 
 class Trainer:
@@ -57,16 +80,17 @@ class Trainer:
     validate: function (system) -> {metric key: value or None}, called in every process. carried: what a checkpoint holds
     beside the training state (flags, tokenizer, parts). Everything random is drawn from generators whose states are saved,
     so that a run of 4 epochs equals 2 and a resumed 2, to the last bit on a CPU. A step's studies may be split over
-    processes (torchrun) and in time (--accumulate): its gradient stays that of the whole step.
+    processes (torchrun) and in time (--accumulate): its gradient stays that of the whole step. objective: what is trained
+    for, the system's own losses when None.
     """
 
-    def __init__(self, system, loader, validate, *, args, device, folder: Path, log, carried: dict) -> None:
+    def __init__(self, system, loader, validate, *, args, device, folder: Path, log, carried: dict, objective=None) -> None:
         self.system, self.loader, self.validate = system.to(device), loader, validate
         self.args, self.device, self.folder, self.log, self.carried = args, device, folder, log, carried
-        self.losses = Losses(self.system)
+        self.objective = objective or Losses(self.system)
         if args.compile:
-            self.losses.compile()
-        self.losses = processes.replicate(self.losses, device, idle=getattr(system, "idle_parameters", False))
+            self.objective.compile()
+        self.losses = processes.replicate(self.objective, device, idle=self.objective.idle)
         self.precision = Precision(args.precision, device, scale=args.fp16_scale)
         self.optimizer = make_optimizer(system.parameter_groups(), args)
         self.scheduler = make_scheduler(self.optimizer, args, max(1, math.ceil(len(loader) / args.accumulate)))
@@ -82,6 +106,8 @@ class Trainer:
     def fit(self) -> Path:
         """Train up to --epochs; returns the path of the best checkpoint."""
         with CheckpointWriter() as writer:
+            if self.objective.trained and not self.epoch:
+                self.save(writer, self.note(self.validate(self.system)))
             while self.epoch < self.args.epochs and not self.patience_over():
                 means, speed = self.train_epoch()
                 self.epoch += 1
@@ -109,7 +135,7 @@ class Trainer:
     def train_epoch(self) -> tuple[dict[str, float], float]:
         """One pass over the training studies; returns the mean of each loss and studies per second."""
         self.system.train()
-        self.loader.dataset.epoch = self.epoch
+        self.loader.dataset.epoch = self.objective.epoch = self.epoch
         start = mark = time.perf_counter()
         waited, studies, seen = 0.0, 0, {}
         steps = math.ceil(len(self.loader) / self.args.accumulate)
@@ -146,7 +172,7 @@ class Trainer:
         counts = [self._counts(batch) for batch in batches]
         own = torch.tensor([sum(row[name] for row in counts) for name in counts[0]], dtype=torch.float64)
         totals = dict(zip(counts[0], processes.total(own).tolist()))
-        batches = [self.system.prepare(batch).to(self.device) for batch in batches]
+        batches = [self.objective.prepare(batch).to(self.device) for batch in batches]
         self.optimizer.zero_grad(set_to_none=True)
         names, parts = [], 0.0
         for batch, row in zip(batches, counts):
@@ -156,7 +182,7 @@ class Trainer:
                     losses = self.losses(batch)
                 names = list(losses)
                 shares = {n: row.get(n, row["studies"]) / max(totals.get(n, totals["studies"]), 1) for n in names}
-                weighted = {n: self.system.loss_weights[n] * losses[n] * shares[n] for n in names}
+                weighted = {n: self.objective.weights[n] * losses[n] * shares[n] for n in names}
                 # the gradients of the processes are averaged, their losses are to be summed
                 self.precision.scaler.scale(sum(weighted.values()) * processes.count()).backward()
             shown = [losses[n].detach() * shares[n] for n in names] + [sum(weighted.values()).detach()]
@@ -187,10 +213,8 @@ class Trainer:
         return values
 
     def _counts(self, batch) -> dict[str, float]:
-        """What each loss of a batch is a mean over: the studies, unless the system says otherwise."""
-        own = getattr(self.system, "loss_counts", lambda batch: {})
-        counts = {"studies": len(batch), **own(batch)}
-        return {name: 0 if batch.fill else float(value) for name, value in counts.items()}
+        """What each loss of a batch is a mean over; nothing where it only keeps the process busy."""
+        return {name: 0 if batch.fill else float(value) for name, value in self.objective.counts(batch).items()}
 
     def note(self, metrics: dict) -> float | None:
         """Log the validation metrics and keep the best value; returns the monitored one, None where it is n/a."""
@@ -220,6 +244,7 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "best_epoch": self.best_epoch,
+            "objective": self.objective.state(),
         }
         training = {
             "optimizer": snapshot(self.optimizer.state_dict()),
@@ -244,6 +269,7 @@ class Trainer:
         self.precision.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.objective.load_state(state.get("objective", {}))
         if processes.rank() < len(state["random"]):
             restore_random_states(state["random"][processes.rank()])
         say = f"{path}: going on after epoch {self.epoch} of {self.args.epochs}"

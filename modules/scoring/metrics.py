@@ -65,7 +65,7 @@ def text_statistics(
             if name in metrics:
                 statistics[name] = Statistic(counts, partial(_bleu, order=order))
     if "ROUGE_L" in metrics:
-        statistics["ROUGE_L"] = mean_statistic([_rouge(*pair) for pair in zip(references, hypotheses)])
+        statistics["ROUGE_L"] = mean_statistic([rouge_l(*pair) for pair in zip(references, hypotheses)])
     if "CIDEr" in metrics:
         expected, predicted = ({n: [text] for n, text in enumerate(texts)} for texts in (references, hypotheses))
         some = any(text.split() for text in references)
@@ -83,7 +83,7 @@ def _bleu(sums: np.ndarray, order: int) -> np.ndarray:
     return precisions.prod(-1) ** (1 / order) * np.exp(np.minimum(0, 1 - 1 / ratio))
 
 
-def _rouge(reference: str, hypothesis: str) -> float:
+def rouge_l(reference: str, hypothesis: str) -> float:
     """ROUGE-L of a pair as pycocoevalcap gives it (beta 1.2); 0 for an empty hypothesis.
 
     Its table of the longest common subsequence costs words x words in Python, most of the time of scoring; here a row of it

@@ -56,7 +56,7 @@ def extra_statistics(
             continue
         try:
             if package == "radgraph":
-                values = _radgraph(metric or "radgraph-xl", references, hypotheses, radgraph_dir)
+                values = radgraph_values(metric or "radgraph-xl", references, hypotheses, radgraph_dir)
                 found = dict(zip(keys, values))
             else:
                 found = {f"radeval/{key}": value for key, value in _radeval(metric, references, hypotheses).items()}
@@ -73,7 +73,7 @@ def extra_statistics(
     return statistics, notes
 
 
-def _radgraph(model: str, references: Sequence[str], hypotheses: Sequence[str], folder: str | None) -> Sequence:
+def radgraph_values(model: str, references: Sequence[str], hypotheses: Sequence[str], folder: str | None) -> Sequence:
     """RadGraph F1 per study at its three levels (Delbrouck et al. 2022)."""
     from radgraph import F1RadGraph
 
