@@ -147,7 +147,8 @@ def train_rounds(args, folder: Path, log, **shared) -> tuple[Path, float | None]
         return best, value
     rl_args = stage_flags(args)
     rl_args.load, rl_args.resume = str(best), "" if (folder / "rl" / "last.pt").is_file() else None
-    log.write("rl", start=str(best), reward=args.rl_reward, baseline=args.rl_baseline, samples=args.rl_samples)
+    log.write("rl", say=f"self-critical training from {best}", start=str(best), reward=args.rl_reward,
+              baseline=args.rl_baseline, samples=args.rl_samples)  # fmt: skip
     return train_round(rl_args, folder / "rl", log, teacher=teacher, rl=True, **{**shared, "start": load_checkpoint(best)})
 
 

@@ -146,7 +146,9 @@ class RunLog:
         """Steps over steps, the rest over epochs; each round of a distillation under its own name."""
         if event == "round":
             self.round = f"round_{values['round']}/"
-        if event not in ("step", "epoch", "val"):
+        if event == "rl":
+            self.round = "rl/"
+        if event not in ("step", "epoch", "val", "guards"):
             return
         at = values["step" if event == "step" else "epoch"]
         for name, value in values.items():

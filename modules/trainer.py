@@ -107,7 +107,7 @@ class Trainer:
         """Train up to --epochs; returns the path of the best checkpoint."""
         with CheckpointWriter() as writer:
             if self.objective.trained and not self.epoch:
-                self.save(writer, self.note(self.validate(self.system)))
+                self.save(writer, self.note(self.validate(self.system)) is not None)
             while self.epoch < self.args.epochs and not self.patience_over():
                 means, speed = self.train_epoch()
                 self.epoch += 1
@@ -155,7 +155,7 @@ class Trainer:
         means = {f"train/{name}": sum(values) / len(values) for name, values in seen.items()}
         rates = {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
         self.log.write("epoch", epoch=self.epoch + 1, step=self.step, **means, **rates, **facts)
-        losses = {name: means[f"train/{name}"] for name in seen if name == "loss" or name in self.system.loss_weights}
+        losses = {name: means[f"train/{name}"] for name in seen if name == "loss" or name in self.objective.weights}
         return losses, facts["studies_per_s"]
 
     def _steps(self):

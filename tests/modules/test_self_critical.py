@@ -265,7 +265,7 @@ def trainer_of(args, data, tokenizer, system, folder, device=CPU, batches=None, 
                                    reports=reports, texts=texts, device=device)  # fmt: skip
     dataset = make_dataset(args, data, "train", objective.needs(), tokenizer, training=True)
     loader = make_loader(dataset, batch_size=args.batch_size, num_workers=0, shuffle=True)
-    log = SimpleNamespace(rows=[], write=lambda what, **row: log.rows.append({"event": what, **row}))
+    log = SimpleNamespace(rows=[], say=print, write=lambda what, **row: log.rows.append({"event": what, **row}))
     made = Trainer(system, batches(loader) if batches else loader, validate, args=args, device=device, folder=folder, log=log,
                    carried={"tokenizer": tokenizer.state_dict(), **facts}, objective=objective)  # fmt: skip
     objective.freeze_start()
