@@ -61,6 +61,8 @@ function tiles() {
     protocol = text?.rows[0].row;
   const wanted = ["BLEU_1", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr"].map((name) => `${protocol}/${name}`);
   wanted.push(...[...flat.keys()].map((key) => key.slice(1)).filter((key) => /^ce\/.*\/micro\/u1\/f1$/.test(key)).slice(0, 1));
+  const abnormal = RUN.subsets.find(({ name }) => name === "abnormal"),
+    apart = cellsByKey(abnormal ? abnormal.tables : []);
   const box = el("div", { class: "tiles" });
   for (const key of wanted.filter((name) => flat.has(`:${name}`))) {
     const [value, low, high] = flat.get(`:${key}`);
@@ -74,6 +76,7 @@ function tiles() {
         el("h3", { text: key.startsWith("ce/") ? `F1, ${LABEL_SETS[key.split("/")[2]] || key.split("/")[2]}` : metricName(key.split("/")[1]) }),
         el("div", { class: "value", text: shown(value) }),
         low === null || low === undefined ? null : el("p", { text: `95%: ${shown(low)}\u2013${shown(high)}` }),
+        apart.has(`:${key}`) ? el("p", { text: `${whole(abnormal.studies)} abnormal studies: ${shown(apart.get(`:${key}`)[0])}` }) : null,
         best === null ? null : el("p", { text: `${baselineName(name)} ${shown(best)}` }),
       ),
     );

@@ -255,7 +255,7 @@ def folder(tmp_path_factory):
         attention=made_attention(pairs),
         images=lambda n: ("missing.png",) if n == 2 else (f"{n}.png", "1.png"),
         more=lambda n: {"diagnosis": "Cardiomegaly|Edema" if n == 1 else "", **knowledge},
-        metrics={"intervals": {"r2gen/BLEU_4": [0.05, 0.15]}},
+        metrics={"intervals": {"r2gen/BLEU_4": [0.05, 0.15]}, "subsets": {"abnormal": {"studies": 7, "r2gen/BLEU_4": 0.012}}},
     )
     log = [{"event": "epoch", "epoch": n, "step": n, "train/loss": 1 / n, "wait": 0.1} for n in (1, 2, 3)]
     (root / "log.jsonl").write_text("\n".join(map(json.dumps, log)))
@@ -359,7 +359,8 @@ def test_keyboard_alone(page):
 def test_scores_training_run_and_theme(page):
     page.click('#tabs a[href="#scores"]')
     page.wait("document.body.dataset.view === 'scores'")
-    for part in ("0.050\u20130.150", "constant report", "XProNet (oracle labels)", "oracle", "n/a", "no Java"):
+    tile = ("0.050\u20130.150", "7 abnormal studies: 0.012", "constant report")
+    for part in (*tile, "XProNet (oracle labels)", "oracle", "n/a", "no Java"):
         assert part in text(page, "#view-scores"), part
     page.click("#findings button")  # a count leads to its studies
     page.wait("document.body.dataset.view === 'studies'")
