@@ -28,7 +28,7 @@ SCRIPT = (  # one scope, in this order
 )  # fmt: skip
 SHOWN_ELSEWHERE = ("intervals", "subsets", "by_label", "notes", "baselines")
 FAMILIES = {*REFERENCE_COLUMNS, "ce", "radgraph", "radeval"}  # what a key of the system itself begins with
-COUNTED = {CONTRADICTED: "contradicted", MISSED: "missed", ELSEWHERE: "differing in side, place or size"}
+COUNTED = {CONTRADICTED: "contradicted", MISSED: "missed", ELSEWHERE: "that differ in side, place or size"}
 MARKER = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -200,7 +200,7 @@ def study_scores(path: Path, rows: list[dict]) -> tuple[list[dict], list[list]]:
         names = ["r2gen/ROUGE_L"]
         values = [[round(Rouge().calc_score([predicted or "\0"], [reference]), 4)] for reference, predicted in texts]
     listed = [{"name": name, "less_is_better": False} for name in names]
-    listed += [{"name": f"{what} findings", "less_is_better": True} for what in COUNTED.values()]
+    listed += [{"name": f"findings {what}", "less_is_better": True} for what in COUNTED.values()]
     return listed, values
 
 

@@ -74,7 +74,7 @@ function scoreText(study, k) {
   if (!decimals.has(k)) decimals.set(k, STUDIES.every(({ scores }) => scores[k] === null || Number.isInteger(scores[k])) ? 0 : 3);
   return study.scores[k] === null ? "n/a" : study.scores[k].toFixed(decimals.get(k));
 }
-const metricName = (name) => name.replace(/BLEU_/g, "BLEU-").replace(/ROUGE_L/g, "ROUGE-L");
+const metricName = (name) => name.replace(/BLEU_/g, "BLEU-").replace(/ROUGE_L/g, "ROUGE-L").replace(/^f1$/, "F1");
 
 // -- keys in words
 

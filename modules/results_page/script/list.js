@@ -183,7 +183,7 @@ function drawRows(anew = false) {
 }
 
 const countText = (kind, count) =>
-  PAIR ? `B ${kind === "fixed" ? "repairs" : "breaks"} ${count}` : `${RELATIONS[kind].sign} ${count} ${RELATIONS[kind].text}`;
+  PAIR ? `B ${kind === "fixed" ? "repairs" : "breaks"} ${count}` : `${RELATIONS[kind].sign} ${count} ${kind === "q" ? "differs" : RELATIONS[kind].text}`;
 
 /** What is said of a study where nothing differs: agreement is good news, silence is none. */
 function sameness(study) {

@@ -77,7 +77,7 @@ function tiles() {
         el("div", { class: "value", text: shown(value) }),
         low === null || low === undefined ? null : el("p", { text: `95%: ${shown(low)}\u2013${shown(high)}` }),
         apart.has(`:${key}`) ? el("p", { text: `${whole(abnormal.studies)} abnormal studies: ${shown(apart.get(`:${key}`)[0])}` }) : null,
-        best === null ? null : el("p", { text: `${baselineName(name)} ${shown(best)}` }),
+        best === null ? null : el("p", { text: `${baselineName(name)}: ${shown(best)}` }),
       ),
     );
   }
@@ -263,7 +263,9 @@ function findingsTable() {
       el(
         "td",
         { class: "number heat", style: heat(count, HEAT[c][2]) },
-        count
+        label === "No Finding" && c > 1
+          ? el("span", { class: "quiet", text: "\u2013" }) // no statement that two reports could share or contradict
+          : count
           ? el("button", {
               type: "button",
               class: "link",

@@ -94,10 +94,10 @@ const svgLine = (k) =>
   );
 
 /** Round numbers between low and high, about `count` of them. */
-function ticks(low, high, count) {
+function ticks(low, high, count, least = 0) {
   const rough = (high - low || Math.abs(high) || 1) / count,
     power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power,
+  const step = Math.max(least, [1, 2, 5, 10].find((factor) => factor * power >= rough) * power),
     found = [];
   for (let k = Math.floor(low / step); k * step < high + step * 0.999; k++) found.push(k * step);
   return { found, step };
@@ -118,13 +118,13 @@ function chart(name, rounds) {
   const title = el("strong", { text: metricName(name) });
   if (!xs.length)
     return el("figure", { class: "chart" }, el("figcaption", {}, title), el("p", { class: "quiet", text: "No finite value." }));
-  const { found: rows, step } = ticks(Math.min(...ys), Math.max(...ys), 4);
+  const counts = ys.every(Number.isInteger),
+    reading = (value) => (counts ? whole(value) : value.toPrecision(4)); // counts are whole numbers
+  const { found: rows, step } = ticks(Math.min(...ys), Math.max(...ys), 4, counts ? 1 : 0);
   const [x0, x1] = [Math.min(0, ...xs), Math.max(...xs, 1)],
     [y0, y1] = [rows[0], rows.at(-1) === rows[0] ? rows[0] + step : rows.at(-1)];
   const px = (x) => L + ((W - L - R) * (x - x0)) / (x1 - x0 || 1),
     py = (y) => H - B - ((H - T - B) * (y - y0)) / (y1 - y0 || 1);
-  const counts = ys.every(Number.isInteger),
-    reading = (value) => (counts ? whole(value) : value.toPrecision(4)); // counts are whole numbers
   const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   const label = (value) => (step < 1e-3 ? value.toExponential(0) : value.toFixed(digits));
   const image = svg("svg", {

@@ -418,5 +418,7 @@ def test_nothing_is_wider_than_the_window(page, width):
         page.wait(f"document.body.dataset.view === '{part}'")
         page.run("document.querySelectorAll('details').forEach((node) => (node.open = true))")
         found[part] = page.run("document.documentElement.scrollWidth")
+        parts = "[...document.querySelectorAll('#detail, #detail > *, .view')]"
+        assert page.run(f"Math.max(...{parts}.map((node) => node.scrollWidth - node.clientWidth))") <= 1, part
     page.size(1280, 800)
     assert max(found.values()) <= width, found
