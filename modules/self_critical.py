@@ -24,9 +24,10 @@ from modules import processes
 from modules.decoding import DecodingSettings, distribution, draw_reports, repeat
 from modules.errors import InputError, Problems
 from modules.precision import Precision
+from modules.scoring.guards import report_facts, text_facts, warnings
 from modules.scoring.metrics import prepare
 from modules.scoring.predictions import R2GenReferences
-from modules.scoring.rewards import Reference, Reward, Tools, read_weights
+from modules.scoring.rewards import Cider, Reference, Reward, Tools, read_weights
 from modules.scoring.score_all import make_labelers
 from modules.text.cleaning import UNKNOWN
 from modules.text.corpus import Corpus
@@ -105,16 +106,28 @@ class Passes:
 class SelfCritical(Losses):
     """Loss "rl" beside the system's own losses, and "kl" to the policy at the start where it has a weight.
 
-    settings: what a sample is drawn by. Samples are drawn from one encoding, in evaluation mode, and so are their
-    log-probabilities: with dropout the same reports are less likely, and the gradient is another.
+    settings: what a sample is drawn by. cider: of the guards. Samples are drawn from one encoding, in evaluation mode, and so
+    are their log-probabilities: with dropout the same reports are less likely, and the gradient is another.
     "rl" is divided by the words of the references times K, which are known before anything is drawn: so it is exact, and the
     same however a step is split.
     """
 
     trained = True
 
-    def __init__(self, system, *, tokenizer, reward: Reward, settings: DecodingSettings, precision: Precision, samples: int = 4,
-                 baseline: str = "leave_one_out", ce_weight: float = 0.1, kl_weight: float = 0.0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        system,
+        *,
+        tokenizer,
+        reward: Reward,
+        cider: Cider,
+        settings: DecodingSettings,
+        precision: Precision,
+        samples: int = 4,
+        baseline: str = "leave_one_out",
+        ce_weight: float = 0.1,
+        kl_weight: float = 0.0,
+    ) -> None:
         super().__init__(system)
         self.tokenizer, self.reward, self.precision, self.samples = tokenizer, reward, precision, samples
         self.settings, self.greedy, self.kl_weight = settings, baseline == "greedy", kl_weight
@@ -122,6 +135,7 @@ class SelfCritical(Losses):
         self.weights = {**own, "rl": 1.0, "kl": kl_weight, "reward": 0.0, "zero_advantages": 0.0}
         self.with_own = bool(own)
         self.idle = self.idle or not own  # without its own losses a system may leave a head without a gradient
+        self.cider, self.first_guards = cider, {}
         self.start: list = []  # the policy at the start; in a list, so that it is neither trained nor stored
 
     def freeze_start(self) -> None:
@@ -227,10 +241,29 @@ class SelfCritical(Losses):
         return dict(sorted(processes.gather(found).items()))
 
     def watch(self, surveyed: dict[str, dict], log) -> None:
-        """At the start and after each epoch, from what `survey` found."""
-        if not self.reward.deviations:
+        """At the start and after each epoch, from what `survey` found: freeze the reward's deviations, then the guards."""
+        first = not self.reward.deviations
+        if first:
             self.begin(surveyed)
         self.settle()
+        now = self.guards(surveyed)
+        self.first_guards = now if first else self.first_guards
+        told = warnings(now, self.first_guards)
+        shown = {f"{kind}/{name}": value for kind, row in now.items() for name, value in row.items()}
+        log.write("guards", epoch=0 if first else self.epoch + 1, **shown, warnings=told, say=guard_line(now, told))
+
+    def guards(self, surveyed: dict[str, dict]) -> dict[str, dict[str, float]]:
+        """{"greedy", "samples", "references": {name: value}} of modules/scoring/guards.py."""
+        raw = {study: self.reward.reference(study) for study in surveyed}
+        found = {"references": text_facts([reference.raw for reference in raw.values()])}
+        for kind, part in (("greedy", slice(-1, None)), ("samples", slice(None, -1))):
+            ids = [study for study, row in surveyed.items() for _ in row["texts"][part]]
+            facts = {name: [x for row in surveyed.values() for x in row[name][part]] for name in ("texts", "ended", "entropy")}
+            cider = self.cider([raw[study] for study in ids], facts["texts"])
+            found[kind] = report_facts([raw[study].raw for study in ids], *facts.values(), cider)
+        distinct = [len(set(row["texts"][:-1])) / self.samples for row in surveyed.values()]
+        found["samples"]["distinct_per_study"] = sum(distinct) / len(distinct)
+        return found
 
     def begin(self, surveyed: dict[str, dict]) -> None:
         """Freeze what the start decides. InputError where the log-probabilities are not those of what is drawn."""
@@ -250,10 +283,18 @@ class SelfCritical(Losses):
             part.settle(processes.total(torch.from_numpy(part.sums)).tolist())
 
     def state(self) -> dict:
-        return {"reward": self.reward.state()}
+        return {"reward": self.reward.state(), "guards": self.first_guards}
 
     def load_state(self, state: dict) -> None:
         self.reward.load_state(state["reward"])
+        self.first_guards = state["guards"]
+
+
+def guard_line(now: Mapping[str, Mapping[str, float]], told: list[str]) -> str:
+    """What the console shows of the guards: the greedy reports in a line, then the warnings."""
+    names = ("cider", "words", "findings", "distinct_reports", "repeated_trigrams", "entropy", "side_f1")
+    shown = ", ".join(f"{name} {now['greedy'][name]:.3g}" for name in names)
+    return "\n".join([f"guards: greedy {shown}", *(f"warning: {text}" for text in told)])
 
 
 # -- from flags ----------------------------------------------------------------------------------------------------------
@@ -303,12 +344,14 @@ def objective_of(args, system, tokenizer, precision: Precision, *, corpus: Corpu
         for words in corpus.reports():
             yield " ".join(word if word in texts.words else UNKNOWN for word in words[: texts.max_words])
 
+    cider = Cider(training())
     labelers = lambda: make_labelers(args.chexbert_path, args.chexbert_vocab, device)["chexbert"]  # noqa: E731
     settings = {"max_length": args.max_gen_length, "min_length": args.min_gen_length, "top_k": args.top_k}
     return SelfCritical(
         system,
         tokenizer=tokenizer,
-        reward=Reward(read_weights(args.rl_reward), Tools(training, labelers, args.radgraph_dir), reference),
+        reward=Reward(read_weights(args.rl_reward), Tools(cider, labelers, args.radgraph_dir), reference),
+        cider=cider,
         settings=DecodingSettings(**settings, sample=True, temperature=args.rl_temperature, seed=args.seed, marks=False),
         precision=precision,
         samples=args.rl_samples,

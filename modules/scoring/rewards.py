@@ -161,16 +161,16 @@ class RadGraph:
 
 
 class Tools(NamedTuple):
-    """What rewards are made with. training: gives the prepared texts of the training reports; chexbert: the user's labeler."""
+    """What rewards are made with. cider: by the training reports; chexbert: gives the user's labeler."""
 
-    training: Callable[[], Iterable[str]]
+    cider: Cider
     chexbert: Callable[[], Labeler]
     radgraph_dir: str | None = None
 
 
 # name -> function of Tools that makes it
 REWARDS: dict[str, Callable[[Tools], Callable]] = {
-    "cider": lambda tools: Cider(tools.training()),
+    "cider": lambda tools: tools.cider,
     "bleu4": lambda tools: bleu4,
     "rouge_l": lambda tools: rouge,
     "ce13": lambda tools: Findings(label_by_rules),

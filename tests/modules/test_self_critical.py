@@ -15,7 +15,7 @@ from conftest import inputs, run
 from pretended_gpu import CUDA, pretended_gpu
 from test_pretended_gpu import BESIDES, Batches
 from test_processes import TORCHRUN
-from test_systems import NAMES, prepare, read
+from tiny import NAMES, prepare, read
 from torch import nn
 
 from data.batches import Batch, collate, make_loader
@@ -110,6 +110,7 @@ def objective_of(system, settings, baseline: str, samples: int) -> SelfCritical:
         system,
         tokenizer=SimpleNamespace(decode=tuple),
         reward=lambda ids, texts: np.array([REWARDS[text] for text in texts]),
+        cider=None,
         settings=settings,
         precision=Precision("float32", torch.device("cpu")),
         samples=samples,
