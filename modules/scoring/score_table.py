@@ -77,7 +77,8 @@ def _headline(metrics: Mapping) -> list[list[str]]:
     keys, also = [*texts, *clinical], [texts[-1], clinical[0]]
     names = [TITLES.get(key.split("/")[1], key.split("/")[1]) for key in texts]
     few = f"{part['studies']:,d} abnormal"
-    rows = [[f"{metrics['studies']:,d} studies", *names, "F1 micro", "F1 macro", f"{few}: CIDEr", "F1 micro", "distinct"]]
+    of = f"{metrics['studies']:,d} studies, {texts[0].split('/')[0]}"
+    rows = [[of, *names, "F1 micro", "F1 macro", f"{few}: CIDEr", "F1 micro", "distinct"]]
     for prefix in prefixes(metrics):
         facts = metrics["baselines"][prefix[:-1]] if prefix else metrics
         cells = [_cell(metrics, prefix + key) for key in keys] + [_cell(part, prefix + key) for key in also]

@@ -82,6 +82,7 @@ def test_score_and_new_image(mini, trained):
     assert metrics["metrics"]["studies"] == metrics["studies_listed"] > 0
     assert metrics["metrics"]["constant/r2gen/BLEU_4"] > 0 and "r2gen/BLEU_4" in metrics["metrics"]["intervals"]
     assert set(metrics["metrics"]["baselines"]) == {"constant", "constant_cider", "nearest", "consensus"}
+    _score_theirs_beside_our_baselines(mini, trained)
     studies = (trained / "scores_test.csv").read_text().splitlines()
     assert studies[0].startswith("id,r2gen/BLEU_1") and len(studies) == 1 + metrics["metrics"]["studies"]
     assert len((trained / "labels_test.csv").read_text().splitlines()) == 1 + 2 * metrics["metrics"]["studies"]
@@ -100,6 +101,18 @@ def test_score_and_new_image(mini, trained):
     image = next((mini / "data" / "images").glob("*/0.png"))
     done = call("main_test.py", "--load", trained / "best.pt", "--image", image, code=2)
     assert "carries no DiagnosisBot" in done.stderr
+
+
+def _score_theirs_beside_our_baselines(mini, trained):
+    """--score --baselines all finds the same reports as the test, by the checkpoint's extractor."""
+    ours, folder = read_predictions(trained / "predictions_test.csv"), trained.with_name("theirs")
+    theirs = [{"id": row["id"], "report": "no effusion ."} for row in ours]
+    trained.with_name("theirs.json").write_text(json.dumps(theirs))
+    words = ["--score", trained.with_name("theirs.json"), "--reference", mini / "data" / "annotation.json", "--save_dir", folder]
+    call("main_test.py", *words, "--load", trained / "best.pt", "--baselines", "all", "--protocols", "r2gen", "--no-page")
+    found = read_predictions(folder / "predictions_test.csv")
+    for column in ("constant", "constant_cider", "nearest", "consensus"):
+        assert [row[column] for row in found] == [row[column] for row in ours], column
 
 
 def test_kill_during_a_save_leaves_the_old_checkpoint(tmp_path):
