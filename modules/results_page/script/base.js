@@ -96,6 +96,8 @@ const labelerName = (name) => {
 const inWords = (parts) => parts.map((part, k) => [, labelerName, ...[LABEL_SETS, AVERAGES, UNCERTAIN].map((of) => (p) => of[p] || p)][k]?.(part) ?? part);
 /** A key of a metric in words: "F1, 13 findings ..., all decisions pooled, uncertain counts as present". */
 function keyName(key) {
+  const [, difference, name] = key.match(/^(B \u2212 A: )?(.*)$/s);
+  if (difference) return difference + keyName(name);
   const parts = key.split("/");
   if (parts[0] !== "ce") return metricName(parts.length > 1 ? `${parts.at(-1)}, ${parts.slice(0, -1).join("/")}` : key);
   const value = parts.length > 5 ? parts.pop() : "";

@@ -187,7 +187,7 @@ const countText = (kind, count) =>
 
 /** What is said of a study where nothing differs: agreement is good news, silence is none. */
 function sameness(study) {
-  if (PAIR) return el("span", { text: study.texts[1] === study.texts[2] ? "the same report" : "no finding changes" });
+  if (PAIR) return el("span", { text: study.texts[1] === study.texts[2] ? "the same report" : "nothing repaired or broken" });
   const agreed = [...study.relations[0]].some((letter) => "=h".includes(letter));
   return el("span", agreed ? { class: "ok", text: "findings agree" } : { text: "no finding is stated" });
 }

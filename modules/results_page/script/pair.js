@@ -14,7 +14,7 @@ function drawPair() {
         signed(row.difference),
         row.interval.map(signed).join(" to "),
         number(row.p, 3),
-        row.verdict,
+        el("td", { class: "nowrap", text: row.verdict }),
       ]),
       (k) => k > 0 && k < 6,
     );

@@ -225,7 +225,8 @@ const howText = (kind) => (RELATIONS[kind] ? `${RELATIONS[kind].sign} ${RELATION
 /** What a report says of finding k, and below it side, place and size where both reports state it; what differs is bold. */
 function saidCell(study, side, k) {
   const cell = el("td", { text: SAID[study.states[side][k]] });
-  const detail = study.details[Math.max(0, side - 1)].find(([number]) => number === k);
+  const compared = side ? study.details[side - 1] : study.details.flat();
+  const detail = compared.find(([number]) => number === k);
   if (detail) {
     const words = detail[side ? 2 : 1];
     cell.append(el("span", { class: detail[3].length ? "detail differs" : "detail", text: words || "no side, place or size" }));
