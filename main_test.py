@@ -11,7 +11,7 @@ from data.batches import make_loader
 from data.feature_cache import serve_features
 from data.images import Reading, open_image, reading_of
 from data.prepare import make_dataset, open_data, say_only
-from data.studies import card_text, read_annotation
+from data.studies import card_text, limit_marks, read_annotation
 from knowledge.diagnose import diagnose_studies
 from knowledge.new_study import generator, report_new_study
 from knowledge.retrieve import retrieved_reports
@@ -135,7 +135,7 @@ def main(argv=None) -> None:
         "studies_listed": data.listed[args.split],
         "skipped": data.card["skipped"],
         "oracle_labels": data.oracle or bool(ours and content.get("oracle")),
-        "marks": kind.marks(args),
+        "marks": (*kind.marks(args), *limit_marks(args.limit, trained=content["flags"].get("limit", 0) if ours else 0)),
         "knowledge_fallbacks": sum(row.get("knowledge_distance", "0") != "0" for row in rows),
         "run": describe_run(args, device, data=data.card, **kind.facts(args, device)),
     }

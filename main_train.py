@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from data.batches import make_loader
 from data.check.run import stop_unless_ready
 from data.feature_cache import check_features, serve_features
 from data.prepare import make_dataset, open_data, say_only
-from data.studies import card_text
+from data.studies import card_text, limit_marks
 from knowledge import from_scratch
 from knowledge.diagnose import diagnose_studies, optional_parts
 from models import SYSTEMS
@@ -20,7 +21,7 @@ from modules.artefact import read_json, write_atomic
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.decoding import DecodingSettings
 from modules.errors import InputError, Problems, entry
-from modules.flags import kept_flags, parse, read_typed
+from modules.flags import all_flags, kept_flags, parse, read_typed
 from modules.generation import write_split
 from modules.image_use import ImageUse
 from modules.model_card import write_model_card
@@ -37,9 +38,9 @@ from modules.trainer import SUMS, Trainer, monitor_parts
 def read_flags(argv) -> tuple:
     """The flags of this run and the weights of --load, which decide --model where it is not typed; with --resume the flags of
     the run that goes on, typed ones win."""
-    load = vars(read_typed(argv, "train", systems=SYSTEMS)).get("load")
+    load = vars(read_typed(argv, "train", systems=SYSTEMS, extra=from_scratch.FLAGS)).get("load")
     start = load_checkpoint(load) if load and not {"-h", "--help", "--help_all"} & set(argv) else None
-    args = parse(argv, "train", systems=SYSTEMS, fallback=start and model_of(start, SYSTEMS))
+    args = parse(argv, "train", systems=SYSTEMS, extra=from_scratch.FLAGS, fallback=start and model_of(start, SYSTEMS))
     if args.resume is None:
         if args.rl_epochs and args.load and "epochs" not in args.typed:
             args.epochs = 0
@@ -54,7 +55,7 @@ def read_flags(argv) -> tuple:
         carried = {name: value for name, value in latest.items() if name != "resume"}
     except (AttributeError, LookupError, TypeError) as error:
         raise InputError(f"--resume: {record} does not say the run's flags: it is damaged") from error
-    resumed = parse(argv, "train", systems=SYSTEMS, carried=carried)
+    resumed = parse(argv, "train", systems=SYSTEMS, carried=carried, extra=from_scratch.FLAGS)
     fixed = sorted({"optimizer", "amsgrad"} & resumed.typed)
     if any(getattr(resumed, name) != latest.get(name) for name in fixed):
         raise InputError(f"--{', --'.join(fixed)}: the optimiser's state is of the kind that the run began with; leave it out")
@@ -68,7 +69,12 @@ def main(argv=None) -> None:
     device = processes.start(choose_device(args.device))
     seed_everything(args.seed, args.deterministic)
     Precision(args.precision, device)  # refuses what the device cannot do, before anything is built
-    if args.from_scratch and not args.dry_run and args.resume is None:
+    from_scratch.check_flags(args)
+    if args.from_scratch and args.dry_run:
+        from_scratch.show(args)
+        print(json.dumps(all_flags(args), indent=1))
+        return
+    if args.from_scratch and args.resume is None:
         args = processes.from_first(lambda: from_scratch.prepare(args))
     if start is not None and not is_ours(start):
         use_released(args, start, SYSTEMS)
@@ -106,7 +112,7 @@ def main(argv=None) -> None:
 
     folder = processes.from_first(lambda: open_run(args, resume=args.resume is not None))
     log = RunLog(folder)
-    marked = {"oracle_labels": data.oracle, "marks": kind.marks(args)}
+    marked = {"oracle_labels": data.oracle, "marks": (*kind.marks(args), *limit_marks(args.limit))}
     facts = describe_run(args, device, data=data.card, **marked, **kind.facts(args, device))
     if args.resume is not None:
         processes.from_first(lambda: check_inputs(folder, facts, args.typed))

@@ -26,6 +26,7 @@ from modules.artefact import (
     make_manifest,
     read_json,
     read_manifest,
+    refuse_or_keep,
     remove_leftovers,
     sha256,
     write_atomic,
@@ -304,16 +305,17 @@ def kept_shares(bits: Path, side: int) -> np.ndarray:
     return np.concatenate([ONES[rows[at : at + 4096]].sum(1) for at in range(0, count, 4096)]) / side**2
 
 
-def kept_store(out: Path, inputs: dict) -> dict | None:
-    """Manifest of the store in `out` if it was made from these inputs, None where nothing is; else InputError."""
+def kept_store(out: Path, inputs: dict, *, keep: bool = False) -> dict | None:
+    """Manifest of the store in `out` if it was made from these inputs, None where nothing is; else InputError.
+
+    keep: a store of the same images is accepted, and how its inputs differ is printed.
+    """
     if not out.exists():
         return None
     manifest = (read_manifest(out) if out.is_dir() else None) or {}
     if manifest.get("what") != WHOLE:
         raise InputError(f"--out {out} stands there already and is no mask store of ours; {ANOTHER_WAY}")
-    changed = differences(manifest.get("inputs", {}), inputs)
-    if changed:
-        raise InputError(f"--out {out} was made from other inputs ({'; '.join(changed)}); {ANOTHER_WAY}")
+    refuse_or_keep(out, manifest.get("inputs", {}), inputs, keep=keep, fixed=("images_sha256", "splits", "side"))
     PackedMasks(out)  # its file has the size that its list asks for
     return manifest
 

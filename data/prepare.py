@@ -93,7 +93,7 @@ def open_data(
 def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool, views, trained) -> RunData:
     splits = tuple(inputs)
     try:
-        everything = read_annotation(args.ann_path)
+        everything = read_annotation(args.ann_path, args.limit)
     except InputError as error:
         problems.add(str(error))
         return RunData({}, {}, {})
@@ -122,6 +122,7 @@ def _open_data(args, inputs, problems: Problems, *, texts: bool, training: bool,
         problems.check(bool(rows or not everything[split]), f"--skip_broken leaves no {split} study: all are broken")
     card = data_card(studies, broken, name=args.dataset_name, ann_path=args.ann_path, max_views=args.max_views)
     card["shared"] = shared
+    card |= {"limit": args.limit} if args.limit else {}
     if training:  # a run that goes on is held against it
         used = [path for rows in studies.values() for path in _paths(args, rows)]
         card["images_sha256"] = fingerprint(args.image_dir, used, dates=False)

@@ -38,8 +38,8 @@ class Study:
     subject_id: str = ""
 
 
-def read_annotation(path: str | Path) -> dict[str, list[Study]]:
-    """Studies by split, in the file's order, nothing left out.
+def read_annotation(path: str | Path, limit: int = 0) -> dict[str, list[Study]]:
+    """Studies by split, in the file's order, nothing left out; of each split the first `limit`, where that is not 0.
 
     Raises InputError when the file is missing, is not JSON or has not R2Gen's layout (all faulty rows in one message).
     """
@@ -67,7 +67,7 @@ def read_annotation(path: str | Path) -> dict[str, list[Study]]:
                 studies[split].append(Study(str(row["id"]), row["report"], tuple(row["image_path"]), split, *units))
     faults.texts[20:] = [f"... and {len(faults.texts) - 20} more rows"] if len(faults.texts) > 20 else []
     faults.stop_if_any(f"{path} has rows that are not studies")
-    return studies
+    return {split: rows[: limit or None] for split, rows in studies.items()}
 
 
 def row_fault(row) -> str | None:
@@ -172,9 +172,16 @@ def data_card(studies: dict[str, list[Study]], broken: dict[str, str], *, name: 
     return card
 
 
+def limit_marks(limit: int, *, trained: int = 0) -> tuple[str, ...]:
+    """What every table says of a run with --limit; trained: that of the training whose weights are tested."""
+    marks = (f"first {limit} studies of each split",) if limit else ()
+    return marks + ((f"trained on {trained} studies",) if trained and trained != limit else ())
+
+
 def card_text(card: dict) -> str:
     """The data card for people."""
-    lines = [f'data set {card["data_set"]}: {card["annotation"]} (text: its "{card["section"]}" field)']
+    limit = f"; LIMITED to the first {card['limit']} studies of each split" if card.get("limit") else ""
+    lines = [f'data set {card["data_set"]}: {card["annotation"]} (text: its "{card["section"]}" field){limit}']
     for split, facts in card["splits"].items():
         views = ", ".join(f"{count} with {number}" for number, count in facts["images_per_study"].items())
         count = f"{facts['studies']:>7,d} studies"

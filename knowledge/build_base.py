@@ -1,6 +1,6 @@
 """Build the knowledge base of a data set: one expert report per label vector (or per disease), from training reports.
 
-    python -m knowledge.build_base --dataset_name iu_xray --labels labels.csv
+    python -m knowledge.build_base --dataset_name iu_xray
     python -m knowledge.build_base --dataset_name iu_xray --show Cardiomegaly "Pleural Effusion"
 
 Per group of training reports with one label vector: PKS = mean embedding of the reports, RKS = the real report nearest
@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 
 from data.studies import read_annotation
+from knowledge.command import out, read_beside_training
 from models import SYSTEMS
 from modules.artefact import built_already, read_manifest, sha256, write_built
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.errors import InputError, entry
-from modules.flags import Parser, parse
+from modules.flags import Flag
 from modules.nets.knowledge_base import KnowledgeBase, embed
 from modules.nets.transformer import Embedding
 from modules.progress import tracked
@@ -28,6 +29,7 @@ from modules.text.labels import CHEXPERT_14, NO_FINDING, read_label_table
 from modules.text.tokenizer import Tokenizer
 
 VERSION = 2  # raise it when the same inputs give another base
+FIXED = ("version", "annotation_sha256", "shape", "threshold", "limit")  # a base of others is not kept: it does not fit
 BLOCK = 512  # reports embedded at once
 
 
@@ -104,12 +106,12 @@ def embedding_layer(args, tokenizer: Tokenizer) -> tuple[dict, str]:
 
 def make_base(args, flags) -> KnowledgeBase:
     """Read, group, embed; InputError for labels that are missing, or a split other than the training split."""
-    studies = read_annotation(flags.ann_path)["train"]
-    table = read_label_table(args.labels, uncertain=args.uncertain)
+    studies, labels = read_annotation(flags.ann_path, flags.limit)["train"], flags.labels_path
+    table = read_label_table(flags.labels_path, uncertain=args.uncertain)
     missing = [study.id for study in studies if study.id not in table]
-    if missing and not args.skip_broken:
+    if missing and not flags.skip_broken:
         raise InputError(
-            f"{args.labels} lacks {len(missing)} training studies, such as {missing[:3]}; --skip_broken leaves them out"
+            f"{flags.labels_path} lacks {len(missing)} training studies, such as {missing[:3]}; --skip_broken leaves them out"
         )
     studies = [study for study in studies if study.id in table]
     tokenizer = SYSTEMS[flags.model].make_tokenizer([study.report for study in studies], flags)
@@ -128,7 +130,7 @@ def make_base(args, flags) -> KnowledgeBase:
         "training_reports": len(studies),
         "left_out": missing,
         "labels": list(CHEXPERT_14),
-        "label_source": {"path": str(args.labels), "sha256": sha256(args.labels), **(read_manifest(args.labels) or {})},
+        "label_source": {"path": str(labels), "sha256": sha256(labels), **(read_manifest(labels) or {})},
         "tokenizer": tokenizer.fingerprint,
         "embedding": source,
     }
@@ -173,51 +175,50 @@ def show(base: KnowledgeBase, names: list[str]) -> str:
     return "\n".join(lines)
 
 
+# fmt: off
+OWN = (
+    Flag("base", "uncertain", str, "positive", "what -1 in --labels_path counts as", choices=("positive", "negative")),
+    Flag("base", "knowledge_key", str, "vector", "one entry per label vector, or per disease", choices=("vector", "disease")),
+    Flag("base", "embedding", str, None, "checkpoint whose embedding layer is used [a fresh generator of --seed]"),
+    Flag("base", "show", str, None, "print the entry that serves these labels, and leave", nargs="*"),
+    *out("base.pt", "base"),
+)
+# fmt: on
+
+
 def read_flags(argv):
     """This command's own flags and, for the generator's shape and the data's place, those of training."""
-    parser = Parser(prog="python -m knowledge.build_base", description=__doc__.split("\n")[0])
-    own = parser.add_argument_group("base")
-    own.add_argument("--labels", help="CSV of labels made from the training reports [<knowledge_dir>/labels.csv]")
-    own.add_argument("--uncertain", choices=("positive", "negative"), default="positive")
-    own.add_argument("--knowledge_key", choices=("vector", "disease"), default="vector")
-    own.add_argument("--embedding", help="checkpoint whose embedding layer is used [a fresh generator of --seed]")
-    own.add_argument("--out", help="where the base goes [<knowledge_dir>/base.pt]")
-    own.add_argument("--show", nargs="*", metavar="LABEL", help="print the entry that serves these labels, and leave")
-    own.add_argument("--overwrite", action="store_true", help="replace a base that was built from other inputs")
-    own.add_argument("--skip_broken", action="store_true", help="leave training studies without labels out")
-    args, rest = parser.parse_known_args(argv)
-    flags = parse(rest, "train", systems=SYSTEMS)
+    args, flags = read_beside_training(argv, "build_base", __doc__.split("\n")[0], OWN, SYSTEMS)
     args.seed = flags.seed
-    args.labels = args.labels or str(Path(flags.knowledge_dir) / "labels.csv")
-    args.out = args.out or flags.knowledge_path
     return args, flags
 
 
 @entry
 def main(argv=None) -> None:
     args, flags = read_flags(argv)
-    out = Path(args.out)
+    path = Path(args.out)
     if args.show is not None:
-        content = load_pickle(out)
+        content = load_pickle(path)
         if not isinstance(content, dict) or content.get("what") != "knowledge base":
-            raise InputError(f"{out} is not a knowledge base of ours")
+            raise InputError(f"{path} is not a knowledge base of ours")
         print(show(KnowledgeBase.from_state(content), args.show))
         return
     inputs = {
         "version": VERSION,
         "annotation_sha256": sha256(flags.ann_path) if Path(flags.ann_path).is_file() else None,
-        "labels_sha256": sha256(args.labels) if Path(args.labels).is_file() else None,
+        "labels_sha256": sha256(flags.labels_path) if Path(flags.labels_path).is_file() else None,
         "key": args.knowledge_key, "uncertain": args.uncertain, "embedding": args.embedding or f"seed {args.seed}",
         "shape": [flags.max_seq_length, flags.d_model], "threshold": flags.threshold,
     }  # fmt: skip
-    if not args.overwrite and built_already(out, inputs):
+    inputs |= {"limit": flags.limit} if flags.limit else {}
+    if not args.overwrite and built_already(path, inputs, keep=args.keep, fixed=FIXED):
         return
     base = make_base(args, flags)
     sizes = dict(sorted(Counter(base.sizes.tolist()).items()))
     facts = {"entries": len(base.keys), "group_sizes": sizes, **base.facts}
-    write_built(out, lambda temporary: torch.save(base.state(), temporary), "knowledge base", inputs=inputs, **facts)
-    reports, size = base.facts["training_reports"], out.stat().st_size / 2**20
-    print(f"{out}: {len(base.keys)} entries from {reports:,} training reports, {size:.1f} MiB")
+    write_built(path, lambda temporary: torch.save(base.state(), temporary), "knowledge base", inputs=inputs, **facts)
+    reports, size = base.facts["training_reports"], path.stat().st_size / 2**20
+    print(f"{path}: {len(base.keys)} entries from {reports:,} training reports, {size:.1f} MiB")
     print(show(base, [NO_FINDING]))
 
 

@@ -8,7 +8,6 @@ all views. Text: CheXbert's BERT when it is given, else a stand-in that needs no
 half of a label's prototypes come from the images and half from their mirror images. Other flags are those of training.
 """
 
-import argparse
 import math
 import sys
 from collections import Counter
@@ -21,10 +20,11 @@ from torch.nn import functional as F
 from data.batches import StudyDataset, make_loader
 from data.prepare import open_data
 from data.studies import card_text
+from knowledge.command import out, read_beside_training
 from models import SYSTEMS
 from modules.artefact import built_already, read_manifest, sha256, write_built
 from modules.errors import Problems, entry
-from modules.flags import Parser, parse
+from modules.flags import Flag
 from modules.nets.pretrained import load_backbone, weights_problem
 from modules.nets.visual_extractor import VisualExtractor
 from modules.precision import choose_device
@@ -34,6 +34,7 @@ from modules.text.cleaning import clean_report
 from modules.text.labels import CHEXPERT_14, NO_FINDING
 
 VERSION = 1  # raise it when the same inputs give other prototypes
+FIXED = ("version", "network", "shape", "limit")  # prototypes of others are not kept: they do not fit
 STAND_IN = "stand-in: tf-idf of the words, randomly projected, scaled to the images' features; not CheXbert"
 
 
@@ -177,46 +178,39 @@ def build(args, flags) -> tuple[torch.Tensor, dict]:
     return rows, facts
 
 
+OWN = (
+    Flag("prototypes", "chexbert_path", str, None, "CheXbert's weights, to read the reports [a stand-in without download]"),
+    Flag("prototypes", "chexbert_vocab", str, None, "vocab.txt of bert-base-uncased, with --chexbert_path"),
+    Flag("prototypes", "mirror", bool, True, "half of the prototypes from mirrored images, as published"),
+    *out("prototypes.pt", "prototypes"),
+)
+
+
 def read_flags(argv):
     """This command's own flags and those of training."""
-    parser = Parser(prog="python -m knowledge.build_prototypes", description=__doc__.split("\n")[0])
-    own = parser.add_argument_group("prototypes")
-    own.add_argument(
-        "--chexbert_path", help="CheXbert's weights, whose BERT reads the reports [a stand-in without download]"
-    )
-    own.add_argument("--chexbert_vocab", help="vocab.txt of bert-base-uncased, with --chexbert_path")
-    own.add_argument(
-        "--mirror",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="half of the prototypes from mirrored images, as published",
-    )
-    own.add_argument("--out", help="where the prototypes go [<knowledge_dir>/prototypes.pt]")
-    own.add_argument("--overwrite", action="store_true", help="replace prototypes that were built from other inputs")
-    args, rest = parser.parse_known_args(argv)
     reader = next(name for name, kind in SYSTEMS.items() if any(flag.name == "prototypes" for flag in kind.flags))
-    flags = parse(["--model", reader, "--no-image_cache", *rest], "train", systems=SYSTEMS)  # images are read once
-    args.out = args.out or flags.prototypes
-    return args, flags
+    first = ("--model", reader, "--no-image_cache")  # images are read once
+    return read_beside_training(argv, "build_prototypes", __doc__.split("\n")[0], OWN, SYSTEMS, *first)
 
 
 @entry
 def main(argv=None) -> None:
     args, flags = read_flags(argv)
-    out = Path(args.out)
+    path = Path(args.out)
     digest = {
-        name: sha256(path) if path and Path(path).is_file() else None
-        for name, path in (("annotation", flags.ann_path), ("labels", flags.labels_path), ("text", args.chexbert_path))
+        name: sha256(file) if file and Path(file).is_file() else None
+        for name, file in (("annotation", flags.ann_path), ("labels", flags.labels_path), ("text", args.chexbert_path))
     }
     shape = [flags.num_prototypes, flags.d_txt_ebd, flags.image_size, flags.max_views, flags.resize_filter]
     inputs = {"version": VERSION, "sha256": digest, "network": [flags.visual_extractor, flags.extractor_weights],
               "shape": shape, "mirror": args.mirror, "seed": flags.seed}  # fmt: skip
-    if not args.overwrite and built_already(out, inputs):
+    inputs |= {"limit": flags.limit} if flags.limit else {}
+    if not args.overwrite and built_already(path, inputs, keep=args.keep, fixed=FIXED):
         return
     rows, facts = build(args, flags)
     content = {"what": "prototypes", "labels": list(CHEXPERT_14), "prototypes": rows}
-    write_built(out, lambda temporary: torch.save(content, temporary), "prototypes", inputs=inputs, **facts)
-    print(f"{out}: {len(rows)} prototypes of {rows.shape[1]} columns from {facts['studies']:,} training studies")
+    write_built(path, lambda temporary: torch.save(content, temporary), "prototypes", inputs=inputs, **facts)
+    print(f"{path}: {len(rows)} prototypes of {rows.shape[1]} columns from {facts['studies']:,} training studies")
 
 
 if __name__ == "__main__":

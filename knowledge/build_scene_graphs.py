@@ -23,57 +23,41 @@ from data.images import open_image, reading_of
 from data.scene_graphs import layout_of, manifest_of, read_rows, read_scene_graphs, write_scene_graphs
 from data.studies import SPLITS, Study, check_studies, read_annotation, without_broken
 from knowledge.classifier.data import image_hash
-from knowledge.classifier.flags import add_shared, report_cleaning, with_defaults
+from knowledge.command import DATA, out, read, report_cleaning
 from knowledge.region_boxes import BoxFinder, boxes_of, drawn, source_of
-from modules import flags
 from modules.artefact import built_already, manifest_path, sha256, write_json
 from modules.errors import InputError, Problems, entry
+from modules.flags import Flag, natural, positive_int
 from modules.precision import choose_device
 from modules.progress import tracked
 from modules.text.region_rules import VERSION, read_gains, read_regions
 from modules.text.regions import REGIONS
 
 FORMAT = 1  # raise it when the same inputs give another file
-SHARED = {
-    "data": ("dataset_name", "data_dir", "ann_path", "image_dir", "skip_broken", "image_check", "dicom", "equalize"),
-    "run": ("knowledge_dir", "device"),
-}
-OWN = {
-    "boxes": "atlas", "atlas": None, "detector": None, "boxes_for": SPLITS, "attributes": "rules", "layout": None,
-    "min_attribute_count": 5, "out": None, "overlay": 0, "show": None, "agreement": None, "overwrite": False,
-}  # fmt: skip
+SHARED = (*DATA, "knowledge_dir", "device")
+# fmt: off
+OWN = (
+    Flag("scene graphs", "boxes", str, "atlas", "by an atlas, by a detector, or those of the file --attributes", choices=("atlas", "detector", "keep")),
+    Flag("scene graphs", "boxes_for", str, SPLITS, "splits whose boxes are found anew; the others keep those of the file --attributes", choices=SPLITS, nargs="+"),
+    Flag("scene graphs", "atlas", str, None, "atlas of `knowledge.region_boxes fit` [the shipped one, set by hand]"),
+    Flag("scene graphs", "detector", str, None, "detector of knowledge.train_region_detector [<knowledge_dir>/region_detector.pt]", file="region_detector.pt"),
+    Flag("scene graphs", "attributes", str, "rules", "rules, none (boxes alone) or a file of scene graphs; miniature: its truth"),
+    Flag("scene graphs", "layout", str, None, "take this file's lists of attributes instead of counting: for another data set's model"),
+    Flag("scene graphs", "min_attribute_count", positive_int, 5, "an attribute of a region counts when training reports have it this often"),
+    Flag("scene graphs", "overlay", natural, 0, "also draw the boxes of this many images, into <out>.overlay/"),
+    Flag("scene graphs", "show", str, None, "study: print what the rules read in its report, and leave"),
+    Flag("scene graphs", "agreement", str, None, "compare --out with this file of scene graphs, and leave"),
+    *out("scene_graphs.jsonl", "file (.gz: compressed)"),
+)
+# fmt: on
 PRESETS = {"miniature": {"boxes": "detector"}, "mimic_cxr": {"image_check": "quick"}}
 
 
 def read_flags(argv) -> argparse.Namespace:
     """Typed flags over the data set's preset over the defaults; the miniature set's attributes are its own truth."""
-    parser = flags.Parser(prog="python -m knowledge.build_scene_graphs", argument_default=argparse.SUPPRESS,
-                          description=__doc__)  # fmt: skip
-    for group, names in SHARED.items():
-        add_shared(parser, group, names)
-    own = parser.add_argument_group("scene graphs")
-    own.add_argument("--boxes", choices=("atlas", "detector", "keep"),
-                     help="by an atlas, by a detector, or those of the file --attributes [atlas; miniature: detector]")
-    own.add_argument("--boxes_for", nargs="+", choices=SPLITS,
-                     help="splits whose boxes are found anew; the others keep those of the file --attributes [all]")
-    own.add_argument("--atlas", help="atlas of `knowledge.region_boxes fit` [the shipped one, set by hand]")
-    own.add_argument("--detector", help="detector of knowledge.train_region_detector [<knowledge_dir>/region_detector.pt]")
-    own.add_argument("--attributes", help="rules, none (boxes alone) or a file of scene graphs [rules; miniature: its truth]")
-    own.add_argument("--layout", help="take this file's lists of attributes instead of counting: for another data set's model")
-    own.add_argument("--min_attribute_count", type=flags.positive_int,
-                     help="an attribute of a region counts when training reports have it this often [5]")
-    own.add_argument("--out", help="file to write, compressed when it ends in .gz [<knowledge_dir>/scene_graphs.jsonl]")
-    own.add_argument("--overlay", type=flags.natural, help="also draw the boxes of this many images, into <out>.overlay/ [0]")
-    own.add_argument("--overwrite", action="store_true", help="replace a file that was built from other inputs")
-    own.add_argument("--show", metavar="STUDY", help="print what the rules read in the report of a study, and leave")
-    own.add_argument("--agreement", metavar="FILE", help="compare --out with this file of scene graphs, and leave")
-    names = tuple(name for group in SHARED.values() for name in group)
-    typed = vars(parser.parse_args(argv))
-    args = with_defaults(typed, names, OWN, PRESETS)
-    if args.dataset_name == "miniature" and "attributes" not in typed:
+    args = read(argv, "build_scene_graphs", __doc__, SHARED, OWN, PRESETS)
+    if args.dataset_name == "miniature" and "attributes" not in args.typed:
         args.attributes = str(Path(args.data_dir) / "scene_graphs.jsonl")
-    args.out = args.out or str(Path(args.knowledge_dir) / "scene_graphs.jsonl")
-    args.detector = args.detector or str(Path(args.knowledge_dir) / "region_detector.pt")
     return args
 
 
@@ -83,7 +67,7 @@ def read_flags(argv) -> argparse.Namespace:
 def open_studies(args) -> list[Study]:
     """All usable studies of the annotation. InputError lists the broken ones."""
     problems = Problems()
-    listed = read_annotation(args.ann_path)
+    listed = read_annotation(args.ann_path, args.limit)
     settings = {"cleaning": report_cleaning(args.dataset_name), "max_views": 1, "depth": args.image_check}
     broken = check_studies(listed, args.image_dir, **settings)
     studies = without_broken(listed, broken, skip=args.skip_broken, problems=problems)
@@ -141,7 +125,7 @@ def make_rows(args, studies: list[Study], file: dict[str, list[dict]] | None, fi
 
 def build(args) -> None:
     """Write --out, or keep it where it was made from the same inputs."""
-    out = Path(args.out)
+    path = Path(args.out)
     studies = open_studies(args)
     file, attributes_from = said_by(args, studies)
     if file is None and (args.boxes == "keep" or set(args.boxes_for) != set(SPLITS)):
@@ -161,14 +145,14 @@ def build(args) -> None:
         "least": args.min_attribute_count, "layout": layout.state() if layout else None,
         "images_sha256": {split: image_hash(rows, args.image_dir) + reading_of(args).name for split, rows in splits.items()},
     }  # fmt: skip
-    if not args.overwrite and built_already(out, inputs):
+    if not args.overwrite and built_already(path, inputs, keep=args.keep, fixed=("format", "annotation_sha256", "images_sha256")):
         return
     start = time.perf_counter()
     manifest = write_scene_graphs(
-        out, make_rows(args, studies, file, finder), least=args.min_attribute_count, inputs=inputs, boxes_from=boxes_from,
+        path, make_rows(args, studies, file, finder), least=args.min_attribute_count, inputs=inputs, boxes_from=boxes_from,
         attributes_from=attributes_from, layout=layout, data_set=args.dataset_name, command=" ".join(sys.argv),
     )  # fmt: skip
-    print(summary(out, manifest))
+    print(summary(path, manifest))
     if finder and finder.atlas:
         print(f"  thorax not found in {finder.thorax_missed} of {len(studies)} images: the usual one was taken there")
     print(f"  {time.perf_counter() - start:.1f} s")

@@ -7,7 +7,8 @@ twentieth of the image's side), and the IoU of the label's mask with the finding
 and a random square of the mask's size reach. For the joined masks: how much of all that is drawn they keep.
 """
 
-import argparse
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from PIL import Image
 from data.images import diagnosis_tensor, open_image, square
 from data.miniature_set.build import load_truth
 from data.studies import SPLITS, read_annotation
-from knowledge.classifier.flags import add_shared, with_defaults
+from knowledge.command import read
 from knowledge.generate_adm import open_adm_classifier
-from modules import flags
+from models.masks import MASK_MAKERS
 from modules.artefact import write_json
 from modules.errors import InputError, entry
+from modules.flags import Flag
 from modules.nets.adm import SIDE, gradcam, masks_of
 from modules.nets.diagnosisbot import DiagnosisBot
 from modules.precision import choose_device
@@ -101,38 +103,26 @@ def text(result: dict) -> str:
     return "\n".join(lines)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags of this command."""
-    parser = flags.Parser(
-        prog="python -m knowledge.check_adm", argument_default=argparse.SUPPRESS, description=__doc__
-    )
-    shared = {"data": ("dataset_name", "data_dir", "ann_path", "image_dir"), "run": ("knowledge_dir", "device", "seed")}
-    for group, names in shared.items():
-        add_shared(parser, group, names)
-    new = parser.add_argument_group("masks")
-    new.add_argument("--classifier", help="ADM classifier [<knowledge_dir>/adm_classifier.pt]")
-    new.add_argument("--rule", choices=("released", "cam"), help="how a map becomes a mask [cam]")
-    new.add_argument("--split", choices=SPLITS, help="split to look at [val]")
-    new.add_argument("--out", help="JSON to write the figures to")
-    typed = vars(parser.parse_args(argv))
-    own = {"dataset_name": "miniature", "classifier": None, "rule": "cam", "split": "val", "out": None}
-    args = with_defaults(typed, tuple(name for names in shared.values() for name in names), own, {})
-    args.classifier = args.classifier or str(Path(args.knowledge_dir) / "adm_classifier.pt")
-    return args
+SHARED = ("dataset_name", "data_dir", "ann_path", "image_dir", "limit", "knowledge_dir", "device", "seed")
+OWN = (
+    *(replace(flag, default="cam") if flag.name == "adm_rule" else flag for flag in MASK_MAKERS),
+    Flag("masks", "split", str, "val", "split to look at", choices=SPLITS),
+    Flag("masks", "out", str, None, "JSON to write the figures to"),
+)
 
 
 @entry
 def main(argv: list[str] | None = None) -> None:
     """Command line; see the head of this file."""
-    args = parse(argv)
-    truth, bot = load_truth(Path(args.data_dir)), open_adm_classifier(args.classifier)
-    studies = read_annotation(args.ann_path)[args.split]
-    settings = {"rule": args.rule, "device": choose_device(args.device), "seed": args.seed}
+    args = read(["--dataset_name", "miniature", *(sys.argv[1:] if argv is None else argv)], "check_adm", __doc__, SHARED, OWN)
+    truth, bot = load_truth(Path(args.data_dir)), open_adm_classifier(args.adm_classifier)
+    studies = read_annotation(args.ann_path, args.limit)[args.split]
+    settings = {"rule": args.adm_rule, "device": choose_device(args.device), "seed": args.seed}
     result = check_maps(bot, studies, args.image_dir, truth, **settings)
-    print(f"rule {args.rule}, {args.split} split, {len(studies)} studies")
+    print(f"rule {args.adm_rule}, {args.split} split, {len(studies)} studies")
     print(text(result))
     if args.out:
-        write_json(args.out, {"what": "adm check", "split": args.split, "classifier": args.classifier, **result})
+        write_json(args.out, {"what": "adm check", "split": args.split, "classifier": args.adm_classifier, **result})
 
 
 if __name__ == "__main__":

@@ -5,17 +5,15 @@
 The diagnoses are the DiagnosisBot's, or those of a label table (the labels of the reports, say: what a perfect one would find).
 """
 
-import argparse
 from collections import Counter
-from pathlib import Path
 
 import torch
 
 from data.studies import SPLITS, read_annotation
-from knowledge.classifier.flags import add_shared, with_defaults
+from knowledge.command import read
 from knowledge.diagnose import diagnosis_table
-from modules import flags
 from modules.errors import InputError, entry
+from modules.flags import Flag
 from modules.nets.diagnosisbot import load_diagnosisbot
 from modules.nets.knowledge_base import KnowledgeBase, load_knowledge
 from modules.precision import choose_device
@@ -45,34 +43,20 @@ def text(base: KnowledgeBase, diagnoses: dict[str, list[int]]) -> str:
     return "\n".join(lines)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags of this command."""
-    parser = flags.Parser(prog="python -m knowledge.check_base", argument_default=argparse.SUPPRESS, description=__doc__)
-    shared = {
-        "data": ("dataset_name", "data_dir", "ann_path", "image_dir"),
-        "run": ("knowledge_dir", "device", "num_workers"),
-    }
-    for group, flag_names in shared.items():
-        add_shared(parser, group, flag_names)
-    new = parser.add_argument_group("base")
-    new.add_argument("--base", help="knowledge base [<knowledge_dir>/base.pt]")
-    new.add_argument("--diagnosisbot", help="DiagnosisBot [<knowledge_dir>/diagnosisbot.pt]")
-    new.add_argument("--diagnosis_path", help="CSV of diagnoses by study id instead of a DiagnosisBot")
-    new.add_argument("--split", choices=SPLITS, help="split to ask for [val]")
-    typed = vars(parser.parse_args(argv))
-    own = {"dataset_name": "iu_xray", "base": None, "diagnosisbot": None, "diagnosis_path": None, "split": "val"}
-    args = with_defaults(typed, tuple(name for group in shared.values() for name in group), own, {})
-    args.base = args.base or str(Path(args.knowledge_dir) / "base.pt")
-    args.diagnosisbot = args.diagnosisbot or str(Path(args.knowledge_dir) / "diagnosisbot.pt")
-    return args
+SHARED = ("dataset_name", "data_dir", "ann_path", "image_dir", "limit", "knowledge_dir", "diagnosisbot", "diagnosis_path",
+          "device", "num_workers")  # fmt: skip
+OWN = (
+    Flag("base", "knowledge_path", str, None, "knowledge base [<knowledge_dir>/base.pt]", file="base.pt"),
+    Flag("base", "split", str, "val", "split to ask for", choices=SPLITS),
+)
 
 
 @entry
 def main(argv: list[str] | None = None) -> None:
     """Command line; see the head of this file."""
-    args = parse(argv)
-    base = load_knowledge(args.base, labels=CHEXPERT_14)
-    studies = read_annotation(args.ann_path)[args.split]
+    args = read(argv, "check_base", __doc__, SHARED, OWN)
+    base = load_knowledge(args.knowledge_path, labels=CHEXPERT_14)
+    studies = read_annotation(args.ann_path, args.limit)[args.split]
     if args.diagnosis_path:
         table = read_label_table(args.diagnosis_path)
         missing = [study.id for study in studies if study.id not in table]
@@ -82,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         settings = {"folder": args.knowledge_dir, "device": choose_device(args.device), "num_workers": args.num_workers}
         diagnoses = diagnosis_table(load_diagnosisbot(args.diagnosisbot), studies, args.image_dir, **settings)
-    print(f"{args.base}, {args.split} split, diagnoses by {args.diagnosis_path or args.diagnosisbot}")
+    print(f"{args.knowledge_path}, {args.split} split, diagnoses by {args.diagnosis_path or args.diagnosisbot}")
     print(text(base, diagnoses))
 
 

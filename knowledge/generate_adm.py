@@ -33,11 +33,12 @@ from data.mask_store import (
     row_bytes,
 )
 from data.studies import SPLITS, check_studies, read_annotation, without_broken
-from knowledge.classifier.flags import SHARED, add_shared, report_cleaning, with_defaults
-from modules import flags
+from knowledge.command import DATA, KEEP, OVERWRITE, read, report_cleaning
+from models.masks import MASK_MAKERS
 from modules.artefact import sha256, write_atomic
 from modules.errors import InputError, Problems, entry
-from modules.nets.adm import RULES, SIDE, apply_mask, classifier_masks, gradcam
+from modules.flags import Flag, positive_int
+from modules.nets.adm import SIDE, apply_mask, classifier_masks, gradcam
 from modules.nets.diagnosisbot import DiagnosisBot, load_diagnosisbot
 from modules.precision import choose_device
 from modules.progress import tracked
@@ -46,49 +47,36 @@ MIMIC_IMAGES = 377_110
 PRESETS = {"mimic_cxr": {"num_workers": 8, "image_check": "quick", "batch_size": 64}}
 
 
+SHARED = (*DATA, "max_views", "knowledge_dir", "device", "num_workers")
+# fmt: off
+OWN = (
+    *MASK_MAKERS,
+    Flag("masks", "splits", str, SPLITS, "splits to make masks for", choices=SPLITS, nargs="+"),
+    Flag("masks", "batch_size", positive_int, 16, "images per forward pass"),
+    Flag("masks", "sample", positive_int, None, "measure speed and disk on this many images, write nothing"),
+    Flag("masks", "export_tree", str, None, "folder to write the store to as <image path>.npy, as released"),
+    Flag("masks", "import_tree", str, None, "folder of such .npy files to pack into --out, instead of a classifier"),
+    Flag("masks", "overlays", str, None, "folder for PNGs: image, map with mask outline, masked image"),
+    Flag("masks", "overlay_count", positive_int, 20, "how many of them, spread over the images"),
+    Flag("output", "out", str, None, "store to write [<knowledge_dir>/adm_masks, by the rule sdam <knowledge_dir>/sdam_masks]"),
+    OVERWRITE, KEEP,
+)
+# fmt: on
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The flags of this command. Unknown ones are answered with the nearest names (exit code 2)."""
-    parser = flags.Parser(
-        prog="python -m knowledge.generate_adm", argument_default=argparse.SUPPRESS, description=__doc__
-    )
-    shared = {"data": (*SHARED["data"], "max_views"), "run": ("knowledge_dir", "device", "num_workers")}
-    for group, names in shared.items():
-        add_shared(parser, group, names)
-    new = parser.add_argument_group("masks")
-    whole = flags.positive_int
-    new.add_argument(
-        "--classifier",
-        help="ADM classifier: ours or the authors' MIMIC_best_weight.pth [<knowledge_dir>/adm_classifier.pt]",
-    )
-    new.add_argument("--out", help="store to write [<knowledge_dir>/adm_masks, by the rule sdam <knowledge_dir>/sdam_masks]")
-    new.add_argument("--overwrite", action="store_true", help="make the store anew where --out already stands")
-    new.add_argument(
-        "--rule",
-        choices=RULES,
-        help="how a map becomes a mask: released (as EKAGen's published masks), cam (map > 0.6) or sdam (CSR-LMCA) [released]",
-    )
-    new.add_argument("--splits", nargs="+", choices=SPLITS, help="splits to make masks for [train val test]")
-    new.add_argument("--batch_size", type=whole, help="images per forward pass [16]")
-    new.add_argument("--sample", type=whole, help="measure speed and disk on this many images, write nothing")
-    new.add_argument("--export_tree", help="folder to write the store to as <image path>.npy, as released")
-    new.add_argument("--import_tree", help="folder of such .npy files to pack into --out, instead of a classifier")
-    new.add_argument("--overlays", help="folder for PNGs: image, map with mask outline, masked image")
-    new.add_argument("--overlay_count", type=whole, help="how many of them, spread over the images [20]")
-    typed = vars(parser.parse_args(argv))
-    own = {"classifier": None, "out": None, "overwrite": False, "rule": "released", "splits": list(SPLITS), "sample": None,
-           "batch_size": 16, "export_tree": None, "import_tree": None, "overlays": None, "overlay_count": 20}  # fmt: skip
-    args = with_defaults(typed, tuple(name for names in shared.values() for name in names), own, PRESETS)
-    args.classifier = args.classifier or str(Path(args.knowledge_dir) / "adm_classifier.pt")
-    args.out = args.out or str(Path(args.knowledge_dir) / ("sdam_masks" if args.rule == "sdam" else "adm_masks"))
+    args = read(argv, "generate_adm", __doc__, SHARED, OWN, PRESETS)
+    args.out = args.out or str(Path(args.knowledge_dir) / ("sdam_masks" if args.adm_rule == "sdam" else "adm_masks"))
     args.splits = [split for split in SPLITS if split in args.splits]
     return args
 
 
 def open_adm_classifier(path: str | Path) -> DiagnosisBot:
     """The ADM classifier, ours or released; InputError where it cannot give Grad-CAM maps without a backward pass."""
-    bot = load_diagnosisbot(path, flag="--classifier", side=SIDE)
+    bot = load_diagnosisbot(path, flag="--adm_classifier", side=SIDE)
     if not isinstance(getattr(bot.classifier.net, "fc", None), torch.nn.Linear):
-        raise InputError(f"--classifier {path} is a {bot.backbone}: ADM needs one that ends in a pooled linear layer; "
+        raise InputError(f"--adm_classifier {path} is a {bot.backbone}: ADM needs one that ends in a pooled linear layer; "
                          "train one with python -m knowledge.train_adm_classifier")  # fmt: skip
     return bot
 
@@ -96,7 +84,7 @@ def open_adm_classifier(path: str | Path) -> DiagnosisBot:
 def images_of(args) -> list[str]:
     """The images that get a mask, in the annotation's order, each once. InputError lists every broken study."""
     problems = Problems()
-    studies = {split: rows for split, rows in read_annotation(args.ann_path).items() if split in args.splits}
+    studies = {split: rows for split, rows in read_annotation(args.ann_path, args.limit).items() if split in args.splits}
     problems.check(any(studies.values()), f"{args.ann_path} has no studies in {' '.join(args.splits)}")
     if problems.check(Path(args.image_dir).is_dir(), f"--image_dir: no folder {args.image_dir}"):
         settings = {"cleaning": report_cleaning(args.dataset_name), "max_views": args.max_views}
@@ -156,28 +144,28 @@ def packed_batches(
 def make_store(args, bot: DiagnosisBot, images: list[str], device) -> dict:
     """Make the store --out of `images`, or keep one of the same inputs. Returns its manifest."""
     inputs = {
-        "classifier_sha256": sha256(args.classifier),
+        "classifier_sha256": sha256(args.adm_classifier),
         "fingerprint": bot.fingerprint(),
         "backbone": bot.backbone,
         "labels": list(bot.labels),
         "thresholds": [round(value, 8) for value in bot.thresholds.tolist()],
         "classifier_side": bot.side,
-        "rule": args.rule,
+        "rule": args.adm_rule,
         "side": SIDE,
         "splits": args.splits,
         "max_views": args.max_views,
         "images_sha256": image_set_hash(images, args.image_dir) + reading_of(args).name,
     }
     out = Path(args.out)
-    manifest = None if args.overwrite else kept_store(out, inputs)
+    manifest = None if args.overwrite else kept_store(out, inputs, keep=args.keep)
     if manifest:
-        print(f"{out}: kept, it was made from these inputs")
+        print(f"{out}: kept")
         return manifest
     check_room(out, len(images) * row_bytes(SIDE))
     store = StoreWriter(out, inputs, images)
     if store.message:
         print(store.message)
-    settings = {"rule": args.rule, "device": device, "batch_size": args.batch_size, "num_workers": args.num_workers,
+    settings = {"rule": args.adm_rule, "device": device, "batch_size": args.batch_size, "num_workers": args.num_workers,
                 "reading": reading_of(args)}  # fmt: skip
     start = time.perf_counter()
     rest = images[store.done :]
@@ -194,7 +182,7 @@ def make_store(args, bot: DiagnosisBot, images: list[str], device) -> dict:
                 bar.update(len(rows))
     finally:
         store.close()
-    facts = {"rule": args.rule, "classifier": str(args.classifier), "dataset": args.dataset_name}
+    facts = {"rule": args.adm_rule, "classifier": str(args.adm_classifier), "dataset": args.dataset_name}
     manifest = store.finish(seconds=round(time.perf_counter() - start, 1), **facts)
     print_store(out, manifest)
     return manifest
@@ -203,7 +191,7 @@ def make_store(args, bot: DiagnosisBot, images: list[str], device) -> dict:
 def measure_speed(args, bot: DiagnosisBot, images: list[str], device) -> dict:
     """Make the masks of the first --sample images, keep nothing, and print what the rest would take."""
     chosen = images[: args.sample]
-    settings = {"rule": args.rule, "device": device, "batch_size": args.batch_size, "num_workers": args.num_workers,
+    settings = {"rule": args.adm_rule, "device": device, "batch_size": args.batch_size, "num_workers": args.num_workers,
                 "reading": reading_of(args)}  # fmt: skip
     next(packed_batches(bot, chosen[: args.batch_size], args.image_dir, **settings | {"num_workers": 0}))  # warm up
     start = time.perf_counter()
@@ -266,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     if only_export and Path(args.out).is_dir():  # the store is there: neither classifier nor images are needed
         print(f"{args.export_tree}: {export_tree(PackedMasks(args.out), args.export_tree)} .npy files")
         return
-    bot = None if args.import_tree and not args.overlays else open_adm_classifier(args.classifier)
+    bot = None if args.import_tree and not args.overlays else open_adm_classifier(args.adm_classifier)
     images = images_of(args)
     if args.sample:
         measure_speed(args, bot, images, device)

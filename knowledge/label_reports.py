@@ -1,14 +1,13 @@
 """Label reports with the rule-based labeler, show its reasons, or measure it against the labels of another one.
 
-    python -m knowledge.label_reports --ann_path annotation.json --out labels.csv [--phrases phrases.json]
+    python -m knowledge.label_reports --dataset_name iu_xray [--phrases phrases.json]
     python -m knowledge.label_reports --agreement other.csv --texts texts.csv --text_column impression [--held_out]
     python -m knowledge.label_reports --text "No effusion, mild cardiomegaly."
 
-The first writes `split,id,<14 labels>` and a manifest `labels.csv.json` beside it. The second counts uncertain as
+The first writes `split,id,<14 labels>` to <knowledge_dir>/labels.csv and a manifest beside it. The second counts uncertain as
 positive on both sides; `--held_out` takes only the studies that the rules were not written on (see `held_out`).
 """
 
-import argparse
 import csv
 import hashlib
 import json
@@ -16,8 +15,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from knowledge.command import out, read
 from modules.artefact import make_manifest, manifest_path, read_manifest, sha256, write_atomic, write_json
 from modules.errors import InputError, Problems, entry
+from modules.flags import Flag
 from modules.scoring.predictions import read_reports
 from modules.text.cleaning import SPLITS
 from modules.text.labeler import UNCERTAIN_RULES, VERSION, label_report, label_reports, label_values
@@ -31,13 +32,19 @@ def held_out(study: str) -> bool:
     return hashlib.sha1(study.encode()).digest()[0] < HELD_OUT_BELOW
 
 
-def label_annotation(ann_path: str, out: str, uncertain: str, phrases: str | None) -> None:
-    """Write the label table of an annotation, its manifest, and on request the deciding phrases."""
+def label_annotation(ann_path: str, out: str, uncertain: str, phrases: str | None, *, keep: bool = False) -> None:
+    """Write the label table of an annotation, its manifest, and on request the deciding phrases.
+
+    keep: a table of others, or of these reports with other settings, is left as it is.
+    """
     rows = read_reports(ann_path, "--ann_path")
     made_from = {"labeler": VERSION, "uncertain": uncertain, "source_sha256": sha256(ann_path)}
     old = read_manifest(out) if Path(out).is_file() else None
     if old and made_from.items() <= old.items() and old["table_sha256"] == sha256(out) and not phrases:
         print(f"{out} is there and was made from these reports: kept")
+        return
+    if keep and Path(out).is_file() and (old is None or old.get("source_sha256") == made_from["source_sha256"]):
+        print(f"{out}: kept, though it was made otherwise: {old.get('labeler') if old else 'by others, it has no manifest'}")
         return
     mentions = [label_report(row.text) for row in rows]
     table = [(row.split, row.id, label_values(found, uncertain)) for row, found in zip(rows, mentions)]
@@ -124,47 +131,36 @@ def show_agreement(labels_path: str, texts_path: str, column: str, only_held_out
     return result
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags of this command."""
-    flags = argparse.ArgumentParser(
-        prog="python -m knowledge.label_reports",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    what = flags.add_mutually_exclusive_group(required=True)
-    what.add_argument("--ann_path", help="annotation in R2Gen's format whose reports are labelled")
-    what.add_argument("--agreement", metavar="LABELS", help="CSV of another labeler's labels to measure ours against")
-    what.add_argument("--text", help="one report: print its labels and the words that decided them")
-    flags.add_argument("--out", help="CSV to write: split, id, 14 labels (with --ann_path)")
-    flags.add_argument("--phrases", help="JSON to write: per study the deciding words (with --ann_path)")
-    flags.add_argument(
-        "--uncertain",
-        choices=UNCERTAIN_RULES,
-        default="positive",
-        help="what an uncertain finding becomes (with --ann_path); keep writes -1",
-    )
-    flags.add_argument("--texts", help="CSV with the texts, column id among them (with --agreement)")
-    flags.add_argument("--text_column", default="impression", help="column of --texts to label")
-    flags.add_argument("--held_out", action="store_true", help="only the studies the rules were not written on")
-    return flags
+# fmt: off
+OWN = (
+    Flag("another labeler", "agreement", str, None, "CSV of another labeler's labels: measure ours against it, and leave"),
+    Flag("another labeler", "texts", str, None, "CSV with the texts, column id among them (with --agreement)"),
+    Flag("another labeler", "text_column", str, "impression", "column of --texts to label"),
+    Flag("another labeler", "held_out", bool, False, "only the studies the rules were not written on"),
+    Flag("one report", "text", str, None, "print its labels and the words that decided them, and leave"),
+    Flag("labels", "phrases", str, None, "JSON to write: per study the deciding words"),
+    Flag("labels", "uncertain", str, "positive", "what an uncertain finding becomes; keep: -1", choices=tuple(UNCERTAIN_RULES)),
+    *out("labels.csv", "CSV"),
+)
+# fmt: on
 
 
 @entry
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; see the head of this file."""
-    args = parser().parse_args(argv)
-    problems = Problems()
-    problems.check(not args.ann_path or args.out, "--ann_path needs --out, the CSV to write")
-    problems.check(args.ann_path or not (args.out or args.phrases), "--out and --phrases go with --ann_path")
+    args = read(argv, "label_reports", __doc__, ("dataset_name", "data_dir", "ann_path", "knowledge_dir"), OWN)
+    problems, placed = Problems(), {"out", "dataset_name", "knowledge_dir"} & args.typed
+    problems.check("ann_path" not in args.typed or placed, "--ann_path needs --out, the CSV to write, or --dataset_name")
     problems.check(not args.agreement or args.texts, "--agreement needs --texts, the CSV that holds the reports")
+    problems.check(len({"agreement", "text"} & args.typed) < 2, "--agreement and --text: one at a time")
     problems.stop_if_any()
-    if args.ann_path:
-        label_annotation(args.ann_path, args.out, args.uncertain, args.phrases)
-    elif args.agreement:
+    if args.agreement:
         show_agreement(args.agreement, args.texts, args.text_column, args.held_out)
-    else:
+    elif args.text is not None:
         for label, (state, phrase) in label_report(args.text).items():
             print(f"{label:28s} {state:10s} {phrase}")
+    else:
+        label_annotation(args.ann_path, args.out, args.uncertain, args.phrases, keep=args.keep)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Train the classifier whose Grad-CAM maps become the ADM masks (see generate_adm.py).
 
-    python -m knowledge.train_adm_classifier --dataset_name iu_xray --labels labels.csv
-    python -m knowledge.train_adm_classifier --dataset_name miniature --eval_split test
+    python -m knowledge.train_adm_classifier --dataset_name iu_xray
+    python -m knowledge.train_adm_classifier --dataset_name miniature --labels_path data/miniature/labels.csv
 
 Writes <knowledge_dir>/adm_classifier.pt, its manifest and its figures, as train_diagnosisbot.py does. The network has
 to end in a pooled linear layer, so Swin is not among the choices.
@@ -14,7 +14,7 @@ from modules.nets.visual_extractor import RESNET_WIDTH
 
 JOB = Job(
     what="ADM classifier",
-    command="knowledge.train_adm_classifier",
+    command="train_adm_classifier",
     file="adm_classifier.pt",
     backbones=(*RESNET_WIDTH, "efficientnet_lite0"),
     defaults={

@@ -1,7 +1,7 @@
 """Train the DiagnosisBot: the first image of a study -> 14 probabilities and one threshold each.
 
-    python -m knowledge.train_diagnosisbot --dataset_name iu_xray --labels labels.csv
-    python -m knowledge.train_diagnosisbot --dataset_name miniature --eval_split test
+    python -m knowledge.train_diagnosisbot --dataset_name iu_xray
+    python -m knowledge.train_diagnosisbot --dataset_name miniature --labels_path data/miniature/labels.csv
 
 Writes <knowledge_dir>/diagnosisbot.pt, its manifest diagnosisbot.pt.json and the figures diagnosisbot.<split>.json.
 Kill it and run it again: it goes on after the last whole epoch.
@@ -14,7 +14,7 @@ from modules.nets.visual_extractor import RESNET_WIDTH
 
 JOB = Job(
     what="DiagnosisBot",
-    command="knowledge.train_diagnosisbot",
+    command="train_diagnosisbot",
     file="diagnosisbot.pt",
     backbones=("swin_t", *RESNET_WIDTH, "efficientnet_lite0"),
     defaults={

@@ -19,26 +19,30 @@ from data.batches import Batch, StudyDataset, make_loader
 from data.images import reading_of
 from data.scene_graphs import SceneGraphs, read_scene_graphs
 from data.studies import Study, check_studies, read_annotation, without_broken
-from knowledge.classifier.data import image_hash
-from knowledge.classifier.flags import add_shared, report_cleaning, with_defaults
+from knowledge.classifier.data import WEIGHT_FLAGS, image_hash
 from knowledge.classifier.training import already_there, partial_of, rate, read_partial
-from modules import flags
+from knowledge.command import BACKBONE_WEIGHTS, DATA, out, read, report_cleaning
 from modules.artefact import sha256, write_atomic, write_built
 from modules.errors import InputError, Problems, entry
+from modules.flags import Flag, positive_float, positive_int
 from modules.nets.pretrained import load_backbone, weights_problem
 from modules.nets.region_detector import WHAT, RegionDetector
 from modules.nets.visual_extractor import BACKBONES
 from modules.precision import Precision, choose_device, seed_everything
 from modules.progress import tracked
 
-SHARED = {
-    "data": ("dataset_name", "data_dir", "ann_path", "image_dir", "skip_broken", "image_check", "dicom", "equalize"),
-    "run": ("knowledge_dir", "seed", "device", "precision", "num_workers", "weights_dir", "offline"),
-}
-OWN = {
-    "scene_graphs": None, "out": None, "backbone": "resnet50", "backbone_weights": "imagenet", "image_size": 224,
-    "epochs": 10, "batch_size": 32, "lr": 3e-4, "augment": "aligned", "overwrite": False,
-}  # fmt: skip
+SHARED = (*DATA, "knowledge_dir", "seed", "device", "precision", "num_workers", "weights_dir", "offline")
+OWN = (
+    Flag("detector", "scene_graphs", str, None, "boxes of training and validation images [<data_dir>/scene_graphs.jsonl]"),
+    Flag("network", "backbone", str, "resnet50", "network", choices=tuple(BACKBONES)),
+    BACKBONE_WEIGHTS,
+    Flag("network", "image_size", positive_int, 224, "side of the image in pixels"),
+    Flag("network", "epochs", positive_int, 10, "passes over the training images"),
+    Flag("network", "batch_size", positive_int, 32, "images per step"),
+    Flag("network", "lr", positive_float, 3e-4, "highest learning rate: a tenth of the run warms up, a cosine falls"),
+    Flag("network", "augment", str, "aligned", "training images and their boxes", choices=("aligned", "rotate", "none")),
+    *out("region_detector.pt"),
+)
 PRESETS = {
     "miniature": {"backbone": "efficientnet_lite0", "image_size": 128, "epochs": 8, "batch_size": 16, "lr": 2e-3},
     "mimic_cxr": {"epochs": 3, "num_workers": 8, "image_check": "quick"},
@@ -49,37 +53,18 @@ INPUTS = ("dataset_name", "backbone", "backbone_weights", "image_size", "epochs"
 
 def read_flags(argv) -> argparse.Namespace:
     """Typed flags over the data set's preset over the defaults."""
-    parser = flags.Parser(prog="python -m knowledge.train_region_detector", argument_default=argparse.SUPPRESS,
-                          description=__doc__.split("\n")[0])  # fmt: skip
-    for group, names in SHARED.items():
-        add_shared(parser, group, names)
-    own = parser.add_argument_group("detector")
-    own.add_argument("--scene_graphs", help="file with boxes of training and validation images [<data_dir>/scene_graphs.jsonl]")
-    own.add_argument("--out", help="file to write [<knowledge_dir>/region_detector.pt]")
-    own.add_argument("--backbone", choices=BACKBONES, help=f"network [{OWN['backbone']}]")
-    own.add_argument("--backbone_weights", help="start: imagenet, none (random, said in a warning), or a weight file [imagenet]")
-    for name, kind, text in (("image_size", flags.positive_int, "side of the image in pixels"),
-                             ("epochs", flags.positive_int, "passes over the training images"),
-                             ("batch_size", flags.positive_int, "images per step"),
-                             ("lr", flags.positive_float, "highest learning rate: a tenth of the run warms up, a cosine falls")):
-        own.add_argument(f"--{name}", type=kind, help=f"{text} [{OWN[name]}]")
-    own.add_argument("--augment", choices=("aligned", "rotate", "none"), help="training images and their boxes [aligned]")
-    own.add_argument("--overwrite", action="store_true", help="train anew where --out already stands")
-    names = tuple(name for group in SHARED.values() for name in group)
-    args = with_defaults(vars(parser.parse_args(argv)), names, OWN, PRESETS)
+    args = read(argv, "train_region_detector", __doc__.split("\n")[0], SHARED, OWN, PRESETS)
     args.scene_graphs = args.scene_graphs or str(Path(args.data_dir) / "scene_graphs.jsonl")
-    args.out = args.out or str(Path(args.knowledge_dir) / "region_detector.pt")
     return args
 
 
 def open_inputs(args) -> tuple[dict[str, list[Study]], SceneGraphs]:
     """Studies of train and val whose first image has boxes, and the graphs. InputError lists all that is wrong."""
     problems = Problems()
-    listed = {split: rows for split, rows in read_annotation(args.ann_path).items() if split != "test"}
+    listed = {split: rows for split, rows in read_annotation(args.ann_path, args.limit).items() if split != "test"}
     graphs = read_scene_graphs(args.scene_graphs)
-    weights = weights_problem(args.backbone, args.backbone_weights, args.weights_dir, args.offline)
-    if weights:
-        problems.add(weights.replace("--extractor_weights", "--backbone_weights").replace("--visual_extractor", "--backbone"))
+    weights = weights_problem(args.backbone, args.backbone_weights, args.weights_dir, args.offline, flags=WEIGHT_FLAGS)
+    problems.check(weights is None, weights or "")
     settings = {"cleaning": report_cleaning(args.dataset_name), "max_views": 1, "depth": args.image_check}
     broken = check_studies(listed, args.image_dir, **settings)
     studies = without_broken(listed, broken, skip=args.skip_broken, problems=problems)
@@ -210,15 +195,15 @@ def mean_boxes(graphs: SceneGraphs, studies: list[Study]) -> tuple[torch.Tensor,
 @entry
 def main(argv: list[str] | None = None) -> None:
     args = read_flags(argv)
-    device, out, start = choose_device(args.device), Path(args.out), time.perf_counter()
+    device, path, start = choose_device(args.device), Path(args.out), time.perf_counter()
     studies, graphs = open_inputs(args)
     inputs = {"what": WHAT, **{name: getattr(args, name) for name in INPUTS}, "scene_graphs_sha256": sha256(args.scene_graphs),
               "images_sha256": {split: image_hash(rows, args.image_dir) + reading_of(args).name
                                 for split, rows in studies.items()}}  # fmt: skip
     if Path(args.backbone_weights).is_file():
         inputs["backbone_weights"] = sha256(args.backbone_weights)
-    if not args.overwrite and already_there(out, inputs):
-        print(f"{out}: kept, it was trained from these inputs")
+    if not args.overwrite and already_there(path, inputs, keep=args.keep):
+        print(f"{path}: kept")
         return
     seed_everything(args.seed, deterministic=False)
     detector = RegionDetector(args.backbone, graphs.layout.regions, args.image_size)
@@ -231,14 +216,14 @@ def main(argv: list[str] | None = None) -> None:
     training = Training(args, detector, data, device, inputs)
     facts = training.fit()
     state = detector.cpu().state()
-    write_built(out, lambda temporary: torch.save(state, temporary), WHAT, inputs=inputs, command=" ".join(sys.argv),
+    write_built(path, lambda temporary: torch.save(state, temporary), WHAT, inputs=inputs, command=" ".join(sys.argv),
                 studies={split: len(rows) for split, rows in studies.items()},
                 seconds=round(time.perf_counter() - start, 1), **facts)  # fmt: skip
     training.partial.unlink(missing_ok=True)
     for name, iou in facts["val_iou"].items():
         print(f"  {name:24s} IoU {iou:.3f}")
-    print(f"{out}: {args.backbone}, best epoch {facts['best_epoch']} of {args.epochs}, mean IoU {facts['val_mean_iou']:.3f} over "
-          f"{len(facts['val_iou'])} regions of {len(studies['val'])} validation images")  # fmt: skip
+    print(f"{path}: {args.backbone}, best epoch {facts['best_epoch']} of {args.epochs}, mean IoU "
+          f"{facts['val_mean_iou']:.3f} over {len(facts['val_iou'])} regions of {len(studies['val'])} images")  # fmt: skip
 
 
 if __name__ == "__main__":

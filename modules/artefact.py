@@ -18,7 +18,7 @@ from pathlib import Path
 from modules.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-ANOTHER_WAY = "remove it, pass --overwrite or another --out (main_train.py: another --knowledge_dir)"
+ANOTHER_WAY = "remove it, pass --overwrite or another --out (main_train.py: --rebuild, or another --knowledge_dir)"
 
 
 def sha256(path: str | Path) -> str:
@@ -143,8 +143,18 @@ def differences(theirs: dict, ours: dict) -> list[str]:
     return [f"{n} {brief(theirs.get(n))}, now {brief(ours.get(n))}" for n in names if theirs.get(n) != ours.get(n)]
 
 
-def built_already(out: Path, inputs: dict) -> bool:
-    """Whether `out` is there and was made from these inputs, which is said.
+def refuse_or_keep(out: Path, theirs: dict, inputs: dict, *, keep: bool, fixed: tuple[str, ...] = ()) -> None:
+    """InputError where an artefact was made from other inputs; with `keep` one line says how they differ, unless it is in what
+    is `fixed`."""
+    changed = differences(theirs, inputs)
+    if changed and (not keep or differences({n: theirs.get(n) for n in fixed}, {n: inputs.get(n) for n in fixed})):
+        raise InputError(f"{out} was made from other inputs ({'; '.join(changed)}); {ANOTHER_WAY}")
+    if changed:
+        print(f"{out}: kept, though it was made with other settings: {'; '.join(changed)}")
+
+
+def built_already(out: Path, inputs: dict, *, keep: bool = False, fixed: tuple[str, ...] = ()) -> bool:
+    """Whether `out` is there and was made from these inputs, which is said; keep, fixed: see `refuse_or_keep`.
 
     InputError when it was made from others, and when it is not the file that was written (damaged, or exchanged).
     """
@@ -154,12 +164,11 @@ def built_already(out: Path, inputs: dict) -> bool:
     if pending.is_file() and read_json(pending, f"remove it and {out}").get("sha256") == found:
         os.replace(pending, manifest_path(out))  # a kill came between the two renames
     manifest = read_manifest(out) or {}
-    changed = differences(manifest.get("inputs", {}), inputs)
-    if changed:
-        raise InputError(f"{out} was built from other inputs ({'; '.join(changed)}); {ANOTHER_WAY}")
+    refuse_or_keep(out, manifest.get("inputs", {}), inputs, keep=keep, fixed=fixed)
     if manifest.get("sha256") != found:
         raise InputError(f"{out} is not the file that was written with its manifest: it is damaged; {ANOTHER_WAY}")
-    print(f"{out} is there and was built from these inputs: kept")
+    if manifest.get("inputs", {}) == inputs:
+        print(f"{out} is there and was built from these inputs: kept")
     return True
 
 

@@ -124,6 +124,7 @@ FLAGS = (
     Flag("data", "resize_filter", str, "bicubic", "how images are resized", keep="default", choices=("bicubic", "bilinear")),
     Flag("data", "dicom", str, None, "DICOM files: voi = as its maker meant it (modality LUT, window), mimic = as MIMIC-CXR-JPG made its images [mimic on mimic_cxr, else voi]", keep="default", choices=("voi", "mimic")),
     Flag("data", "equalize", str, "auto", "equalise the histogram of every image; auto: as the training set's images are (training: as the files are)", keep="default", choices=("auto", "on", "off")),
+    Flag("data", "limit", natural, 0, "take the first so many studies of each split, 0 = all; every file and table says so", keep="default"),
     Flag("data", "skip_broken", bool, False, "go on without studies whose image or report is missing or broken; they are counted in the results"),
     Flag("data", "image_check", str, "full", "before the first batch decode every image (full) or read its header and end (quick)", choices=("full", "quick")),
     Flag("data", "image_cache", bool, True, "decode and resize each image once, into <knowledge_dir>/images (image_size^2 bytes per grey image; off for MIMIC-CXR, where that is 25 GB)"),
@@ -139,10 +140,6 @@ FLAGS = (
 
     Flag("knowledge", "from_scratch", bool, False, "first build what the system reads and is missing: labels, DiagnosisBot, ADM masks, knowledge base, prototypes", of=TRAIN),
     Flag("knowledge", "labels_path", str, None, "labels of the reports (CSV by column name) instead of our labeler's [<knowledge_dir>/labels.csv]", keep="path", file="labels.csv"),
-    Flag("knowledge", "bot_backbone", str, None, "with --from_scratch: network of the DiagnosisBot [swin_t, on miniature efficientnet_lite0]", of=TRAIN),
-    Flag("knowledge", "bot_weights", str, None, "with --from_scratch: where both start: imagenet, none, or a weight file [imagenet]", of=TRAIN),
-
-
 
     Flag("generator", "visual_extractor", str, "resnet101", "backbone; or timm:NAME, hf:FOLDER of those libraries, with weights from a local file", keep="shape", choices=EXTRACTORS),
     Flag("generator", "extractor_weights", str, "imagenet", "imagenet, none (random, said in a warning), or a weight file", of=TRAIN),
@@ -228,7 +225,8 @@ FLAGS = (
 )
 # fmt: on
 
-OLD_NAMES = {"picture_check": "image_check", "picture_cache": "image_cache"}
+OLD_NAMES = {"picture_check": "image_check", "picture_cache": "image_cache", "labels": "labels_path", "base": "knowledge_path",
+             "classifier": "adm_classifier", "rule": "adm_rule", "bot_weights": "bot_backbone_weights"}  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -359,8 +357,8 @@ def parse(
         others = {name: [flag for flag in system.flags if flag.name not in own] for name, system in systems.items() if name != model}
         print(help_text(command, systems[model].title, known, values, own, others, whole="--help_all" in asked))
         raise SystemExit(0)
-    folder = values["knowledge_dir"]
-    named_by_file = carried and command == "test" and "knowledge_dir" not in typed and folder != f"knowledge/{dataset}"
+    folder, usual = values["knowledge_dir"], own_folder("knowledge", dataset, values["limit"])
+    named_by_file = carried and command == "test" and "knowledge_dir" not in typed and folder != usual
     cache_dir = None if named_by_file else folder
     return argparse.Namespace(**values, typed=frozenset(typed), known=known, cache_dir=cache_dir)
 
@@ -398,14 +396,20 @@ def _fits(flag: Flag, value) -> bool:
         return False
 
 
+def own_folder(root: str, name: str, limit: int) -> str:
+    """Where results or artefacts lie by default; those of a part of the data set (--limit) stand apart."""
+    return f"{root}/{name}_limit{limit}" if limit else f"{root}/{name}"
+
+
 def _fill_paths(known: tuple[Flag, ...], values: dict) -> None:
     """The places that follow from --dataset_name, --data_dir and --knowledge_dir, where none is given."""
-    values["save_dir"] = values["save_dir"] or f"results/{values['model']}_{values['dataset_name']}"
+    limit = values["limit"]
+    values["save_dir"] = values["save_dir"] or own_folder("results", f"{values['model']}_{values['dataset_name']}", limit)
     values["data_dir"] = values["data_dir"] or f"data/{values['dataset_name']}"
     values["ann_path"] = values["ann_path"] or str(Path(values["data_dir"]) / "annotation.json")
     values["image_dir"] = values["image_dir"] or str(Path(values["data_dir"]) / "images")
     values["dicom"] = values["dicom"] or ("mimic" if values["dataset_name"] == "mimic_cxr" else "voi")
-    values["knowledge_dir"] = values["knowledge_dir"] or f"knowledge/{values['dataset_name']}"
+    values["knowledge_dir"] = values["knowledge_dir"] or own_folder("knowledge", values["dataset_name"], limit)
     for flag in known:
         if flag.file:
             values[flag.name] = values[flag.name] or str(Path(values["knowledge_dir"]) / flag.file)

@@ -18,7 +18,8 @@ from torchvision.transforms import functional
 
 from data.images import MEAN, PLAIN, STD, Reading, open_image, reading_of, square
 from data.studies import SPLITS, Study, card_text, check_studies, data_card, read_annotation, without_broken
-from knowledge.classifier.flags import Job, report_cleaning
+from knowledge.classifier.flags import Job
+from knowledge.command import report_cleaning
 from modules.artefact import sha256
 from modules.errors import InputError, Problems
 from modules.nets.adm import SIDE
@@ -27,6 +28,7 @@ from modules.progress import tracked
 from modules.text.labels import CHEXPERT_14, read_label_table
 
 FORMAT = 1
+WEIGHT_FLAGS = ("backbone", "backbone_weights")
 
 
 class HeldImages(Dataset):
@@ -113,19 +115,15 @@ def open_classifier_data(args, job: Job) -> ClassifierData:
     splits = tuple(split for split in SPLITS if split in ("train", "val", args.eval_split))
     listed, table = {}, {}
     try:
-        listed = {split: rows for split, rows in read_annotation(args.ann_path).items() if split in splits}
+        listed = {split: rows for split, rows in read_annotation(args.ann_path, args.limit).items() if split in splits}
     except InputError as error:
         problems.add(str(error))
     try:
-        table = read_label_table(args.labels, uncertain=args.uncertain)
+        table = read_label_table(args.labels_path, uncertain=args.uncertain)
     except InputError as error:
-        problems.add(f"--labels: {error}")
-    weights = weights_problem(args.backbone, args.backbone_weights, args.weights_dir, args.offline)
-    if weights:
-        names = {"--extractor_weights": "--backbone_weights", "--visual_extractor": "--backbone"}
-        for theirs, ours in names.items():
-            weights = weights.replace(theirs, ours)
-        problems.add(weights)
+        problems.add(f"--labels_path: {error}; python -m knowledge.label_reports --dataset_name {args.dataset_name} makes it")
+    weights = weights_problem(args.backbone, args.backbone_weights, args.weights_dir, args.offline, flags=WEIGHT_FLAGS)
+    problems.check(weights is None, weights or "")
     broken, studies = {}, listed
     if problems.check(Path(args.image_dir).is_dir(), f"--image_dir: no folder {args.image_dir}") and listed:
         views = 1 if args.views == "first" else max((len(s.images) for rows in listed.values() for s in rows), default=1)
@@ -136,7 +134,7 @@ def open_classifier_data(args, job: Job) -> ClassifierData:
         problems.check(bool(rows), f"{args.ann_path} has no {split} studies")
     missing = [study.id for rows in studies.values() for study in rows if table and study.id not in table]
     total = sum(map(len, studies.values()))
-    problems.check(not missing, f"--labels {args.labels} lacks {len(missing)} of {total} studies: {_some(missing)}")
+    problems.check(not missing, f"--labels_path {args.labels_path} lacks {len(missing)} of {total} studies: {_some(missing)}")
     problems.stop_if_any()
     print(card_text(data_card(studies, broken, name=args.dataset_name, ann_path=args.ann_path, max_views=1)))
     if args.views == "all":  # a row for each image
@@ -144,7 +142,7 @@ def open_classifier_data(args, job: Job) -> ClassifierData:
     labels = {split: np.array([table[study.id] for study in rows]) for split, rows in studies.items()}
     for split in ("train", "val"):
         both = ((labels[split] == 1).any(0) & (labels[split] == 0).any(0)).any()
-        problems.check(both, f"--labels {args.labels}: no label has positives and negatives in the {split} split")
+        problems.check(both, f"--labels_path {args.labels_path}: no label has positives and negatives in the {split} split")
     problems.stop_if_any()
     images = {split: HeldImages(rows, args.image_dir, args.image_size, reading_of(args)) for split, rows in studies.items()}
     named = {name: getattr(args, name) for name in INPUT_FLAGS}

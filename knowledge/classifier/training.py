@@ -30,6 +30,7 @@ from modules.artefact import (
     ANOTHER_WAY,
     differences,
     read_manifest,
+    refuse_or_keep,
     sha256,
     write_atomic,
     write_built,
@@ -209,17 +210,17 @@ def run(argv: list[str] | None, job: Job) -> None:
     if args.dry_run:
         print(f"dry run: {job.what} {args.backbone} at {args.image_size} px would be trained on {device} and written to {out}")
         return
-    kept = not args.overwrite and already_there(out, data.inputs)
+    kept = not args.overwrite and already_there(out, data.inputs, keep=args.keep)
     scores = out.with_name(f"{out.stem}.{args.eval_split}.json")
     if kept and _measured(scores, out, args, data):
-        print(f"{out}: kept, it was trained from these inputs; its {args.eval_split} figures are in {scores}")
+        print(f"{out}: kept; its {args.eval_split} figures are in {scores}")
         return
     used = [args.eval_split] if kept else list(data.images)
     if sum(data.images[split].bytes() for split in used) <= args.cache_gb * 2**30:
         for split in used:
             data.images[split].hold(threads=min(8, os.cpu_count() or 1))
     if kept:
-        print(f"{out}: kept, it was trained from these inputs")
+        print(f"{out}: kept")
     else:
         train(args, job, data, device, out)
     evaluate(args, job, data, device, out, scores)
@@ -246,8 +247,11 @@ def partial_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial.pt")
 
 
-def already_there(out: Path, inputs: dict) -> bool:
-    """True when `out` was made from these inputs, False when nothing stands there; InputError for anything else."""
+def already_there(out: Path, inputs: dict, *, keep: bool = False) -> bool:
+    """True when `out` was made from these inputs, False when nothing stands there; InputError for anything else.
+
+    keep: one of other inputs is accepted, and how they differ is printed.
+    """
     if not out.exists():
         return False
     manifest = read_manifest(out) or {}
@@ -255,9 +259,7 @@ def already_there(out: Path, inputs: dict) -> bool:
         return False  # killed between the writing of the file and of its manifest: the training state finishes it
     if "inputs" not in manifest or manifest.get("sha256") != sha256(out):
         raise InputError(f"--out {out} stands there already and is no file of this command; {ANOTHER_WAY}")
-    changed = differences(manifest["inputs"], inputs)
-    if changed:
-        raise InputError(f"--out {out} was trained from other inputs ({'; '.join(changed)}); {ANOTHER_WAY}")
+    refuse_or_keep(out, manifest["inputs"], inputs, keep=keep)
     return True
 
 
@@ -273,7 +275,7 @@ def train(args, job: Job, data: ClassifierData, device, out: Path) -> None:
     for label, note in facts["threshold_notes"].items():
         print(f"threshold of {label}: {note}")
     state = trainer.bot.state()
-    source = read_manifest(args.labels) or {}
+    source = read_manifest(args.labels_path) or {}
     manifest = write_built(
         out,
         lambda temporary: torch.save(state, temporary),
@@ -283,10 +285,10 @@ def train(args, job: Job, data: ClassifierData, device, out: Path) -> None:
         split="train",
         studies={split: len(rows) for split, rows in data.studies.items() if split in ("train", "val")},
         positives={split: dict(zip(CHEXPERT_14, (data.labels[split] == 1).sum(0).tolist())) for split in ("train", "val")},
-        label_file={"path": str(args.labels), "sha256": sha256(args.labels), "what": source.get("what"),
+        label_file={"path": str(args.labels_path), "sha256": sha256(args.labels_path), "what": source.get("what"),
                     "labeler": source.get("labeler")},
         command=" ".join(sys.argv),
-        flags=vars(args),
+        flags={name: value for name, value in vars(args).items() if name != "typed"},
         seconds=round(time.perf_counter() - start, 1),
         **facts,
     )  # fmt: skip

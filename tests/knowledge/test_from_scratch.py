@@ -50,7 +50,7 @@ def test_a_checkpoint_is_enough_for_a_new_image(whole, mini, tmp_path):
 
 def test_an_ablation_builds_only_what_it_needs():
     def names(*flags):
-        return [what.split(":")[0] for what, _, _ in steps(parse(list(flags), "train", systems=SYSTEMS))]
+        return [step.what.split(":")[0] for step in steps(parse(list(flags), "train", systems=SYSTEMS))]
 
     assert len(names()) == 5
     assert names("--no-adm") == ["labels of the reports, by rules", "DiagnosisBot", "knowledge base"]
@@ -62,7 +62,7 @@ def test_artefacts_serve_every_system_and_seed():
     """One DiagnosisBot for all: neither the system's preset seed nor --seed asks for another."""
 
     def built(*flags):
-        return {what: typed for what, _, typed in steps(parse(list(flags), "train", systems=SYSTEMS))}
+        return {step.what: step.words for step in steps(parse(list(flags), "train", systems=SYSTEMS))}
 
     ours, theirs = built("--seed", "7"), built("--model", "xpronet")
     for what in ("labels of the reports, by rules", "DiagnosisBot: image to diagnosis"):

@@ -363,7 +363,7 @@ def test_a_flag_of_another_system_is_refused():
 
 def test_from_scratch_builds_what_the_system_reads():
     def made(*words):
-        return [what.split(":")[0] for what, _, _ in steps(parse(["--model", *words], "train", systems=SYSTEMS))]
+        return [step.what.split(":")[0] for step in steps(parse(["--model", *words], "train", systems=SYSTEMS))]
 
     assert made("r2gen") == made("r2gencmn") == made("xpronet", "--prototypes", "none") == []
     assert made("xpronet") == ["labels of the reports, by rules", "DiagnosisBot", "prototypes"]

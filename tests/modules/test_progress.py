@@ -4,9 +4,8 @@ import re
 import time
 
 import pytest
-from conftest import inputs
+from conftest import call, inputs
 
-import main_train
 from modules import progress
 from modules.progress import EpochTable, Lines, duration, tracked, working
 
@@ -45,21 +44,18 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-@pytest.mark.slow
-def test_a_training_says_what_matters_and_a_finished_one_says_so(mini, tmp_path, capsys):
+def test_a_training_says_what_matters_and_a_finished_one_says_so(mini, tmp_path):
     words = ["--model", "r2gencmn", *[word for word in inputs(mini) if word != "--oracle_labels"]]
     cut = words.index("--diagnosis_path")
     del words[cut : cut + 2]
     cut = words.index("--knowledge_path")
     del words[cut : cut + 2]
     words += ["--mem_size", "16", "--topk", "4", "--beam_size", "1", "--save_dir", str(tmp_path / "run")]
-    main_train.main(words)
-    out = capsys.readouterr().out
+    out = call("main_train.py", *words).stdout
     rows = [line.split() for line in out.splitlines() if re.match(r" +\d/2 ", line)]
     assert [row[0] for row in rows] == ["1/2", "2/2"] and "None" not in out
     assert out.count("studies/s") == 1 and len(re.findall(r"r2gen/", out)) == 2
     best = tmp_path / "run" / "best.pt"
     assert out.endswith(f": {best}\nnext: python main_test.py --load {best}\n") and best.is_file()
-    main_train.main([*words, "--resume"])
-    out = capsys.readouterr().out
+    out = call("main_train.py", *words, "--resume").stdout
     assert "this training has ended, after epoch 2; a larger --epochs" in out and f"--load {best}" in out and "None" not in out
