@@ -121,7 +121,7 @@ def open_classifier_data(args, job: Job) -> ClassifierData:
     try:
         table = read_label_table(args.labels_path, uncertain=args.uncertain)
     except InputError as error:
-        problems.add(f"--labels_path: {error}; python -m knowledge.label_reports --dataset_name {args.dataset_name} makes it")
+        problems.add(f"--labels_path: {error}")
     weights = weights_problem(args.backbone, args.backbone_weights, args.weights_dir, args.offline, flags=WEIGHT_FLAGS)
     problems.check(weights is None, weights or "")
     broken, studies = {}, listed

@@ -50,7 +50,7 @@ def read_label_table(
         raise InputError(f"uncertain {uncertain!r}: choose from {', '.join(UNCERTAIN_VALUES)}")
     values = {cell: UNCERTAIN_VALUES[uncertain] if value is None else value for cell, value in CELLS.items()}
     if not path.is_file():
-        raise InputError(f"no label table {path}; python -m knowledge.label_reports --ann_path ... --out makes one")
+        raise InputError(f"no label table {path}; python -m knowledge.label_reports --dataset_name ... makes one")
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     table: dict[str, list[int]] = {}

@@ -77,7 +77,8 @@ def mask_of(bot, image):
 def flags(root, out, *more):
     small = "--backbone resnet18 --backbone_weights none --image_size 48 --batch_size 8 --lr 3e-3 --device cpu"
     quick = "--num_workers 0 --bootstrap 50"
-    return ["--data_dir", str(root), "--out", str(out), *small.split(), *quick.split(), *map(str, more)]
+    where = ["--data_dir", str(root), "--labels_path", str(root / "labels.csv"), "--out", str(out)]
+    return [*where, *small.split(), *quick.split(), *map(str, more)]
 
 
 @pytest.fixture(scope="session")
