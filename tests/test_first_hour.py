@@ -19,7 +19,8 @@ def test_the_first_hour(request, tmp_path):
     """On the real IU X-Ray where it lies beside the repository, else on the miniature set."""
     real = (SHARED / "iu_xray" / "annotation.json").is_file()
     data = SHARED / "iu_xray" if real else request.getfixturevalue("mini") / "data"
-    image = next(iter(sorted((data / "images").rglob("*.png"))))
+    study = json.loads((data / "annotation.json").read_text(encoding="utf-8"))["test"][0]
+    image = data / "images" / study["image_path"][0]
     lines = commands()
     assert len(lines) == 7
     for line in lines:
