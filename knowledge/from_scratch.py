@@ -255,6 +255,8 @@ def plan(args) -> tuple[list[Step], str, Problems]:
     args = pointed(args, todo)
     check_all(args, todo, studies, problems)
     rebuild = rebuilt(args)
+    unread = sorted(set(args.rebuild or ()) - {step.name for step in todo})
+    problems.check(not unread, f"--rebuild {' '.join(unread)}: no step of --model {args.model} with these flags")
     rows = [("step", "file", "", "minutes")]
     rows += [(step.what, str(step.out), step.state(rebuild), minutes(args, step.work) if step.state(rebuild) != "kept" else "-")
              for step in todo]  # fmt: skip

@@ -257,6 +257,9 @@ def already_there(out: Path, inputs: dict, *, keep: bool = False) -> bool:
     manifest = read_manifest(out) or {}
     if not manifest and partial_of(out).is_file():
         return False  # killed between the writing of the file and of its manifest: the training state finishes it
+    if keep and not manifest:
+        print(f"{out}: kept; it was made by others, from what is not known")
+        return True
     if "inputs" not in manifest or manifest.get("sha256") != sha256(out):
         raise InputError(f"--out {out} stands there already and is no file of this command; {ANOTHER_WAY}")
     refuse_or_keep(out, manifest["inputs"], inputs, keep=keep)
