@@ -15,7 +15,8 @@ def whole(mini, tmp_path_factory):
     """A tiny run with every part: ADM, IEK, one round of distillation."""
     folder = tmp_path_factory.mktemp("scratch")
     flags = ["--dataset_name", "miniature", "--data_dir", mini / "data", "--knowledge_dir", folder / "made", *TINY_MODEL,
-             "--bot_backbone", "resnet18", "--adm_backbone", "resnet18", "--bot_weights", "none", "--max_views", "2"]  # fmt: skip
+             "--bot_backbone", "resnet18", "--adm_backbone", "resnet18", "--bot_weights", "none", "--max_views", "2",
+             "--bot_image_size", "64", "--bot_epochs", "1", "--adm_image_size", "64", "--adm_epochs", "1"]  # fmt: skip
     done = call("main_train.py", *flags, "--from_scratch", "--gid_rounds", "1", "--epochs", "1", "--save_dir", folder / "run")
     return folder, flags, done
 
