@@ -669,7 +669,7 @@ def test_wrong_commands_are_one_message(words, message, capsys):
 def test_weights_go_with_a_file_for_its_baselines_alone(more):
     words = ["--score", "a", "--load", "best.pt", *more]
     with pytest.raises(InputError, match="--score and --load: one at a time"):
-        run_command(parse(words, "test", systems=SYSTEMS))
+        run_command(parse(words, "test", systems=SYSTEMS), open_image=None)
 
 
 def test_mean_statistic():
