@@ -10,8 +10,9 @@ const wrong = (letter) => "xmaq".includes(letter);
 
 /** Does finding k of a study stand in the relation `kind`? */
 function matches(study, k, kind) {
-  const [first, second] = study.relations,
-    diagnosed = study.diagnosis !== null && study.diagnosis.includes(RUN.labels[k]);
+  const first = study.relations[0],
+    second = study.relations[1],
+    diagnosed = () => study.diagnosis !== null && study.diagnosis.includes(RUN.labels[k]);
   switch (kind) {
     case "":
       return study.states.some((letters) => stated(letters[k]));
@@ -20,9 +21,9 @@ function matches(study, k, kind) {
     case "in-prediction":
       return stated(study.states[1][k]);
     case "diagnosed":
-      return diagnosed;
+      return diagnosed();
     case "misdiagnosed":
-      return study.diagnosis !== null && diagnosed !== stated(study.states[0][k]);
+      return study.diagnosis !== null && diagnosed() !== stated(study.states[0][k]);
     case "own-diagnosis":
       return againstDiagnosis(study, k);
     case "fixed":
