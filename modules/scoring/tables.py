@@ -223,6 +223,6 @@ def _latex_table(header, rows, notes) -> str:
 
 
 def _latex(text: str) -> str:
-    signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "*": "$^*$", "`": "", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    signs |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "*": "$^*$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    signs |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {"`": ""}
     return "".join(signs.get(sign, sign) for sign in text)
