@@ -27,11 +27,13 @@ def write_model_card(folder: str | Path) -> None:
 
 def _head(run: dict) -> list[str]:
     flags = run["flags"]
+    best = "rl/best.pt" if flags.get("rl_epochs") else "best.pt"
     return [
         f"# {flags['model']} on {flags['dataset_name']}",
         "",
-        "Writes a radiology report for chest X-ray images. **Research software: not for clinical use.** `best.pt` is the model; "
-        f"`python main_test.py --load {flags['save_dir']}/best.pt --image FILE` writes a report for one study.",
+        "Writes a radiology report for chest X-ray images. **Research software: not for clinical use.** "
+        f"`{best}` is the model; `python main_test.py --load {flags['save_dir']}/{best} --image FILE` writes a report for one "
+        "study.",
     ]
 
 

@@ -73,10 +73,11 @@ def test_help_is_short_and_follows_model_and_data_set(command, model, capsys):
 
 
 def test_errors_stand_without_usage(capsys):
-    assert said("train", ["--epoch", "3"], capsys) == "main_train.py: error: unknown flag: --epoch (did you mean --epochs?)\n"
+    hint = "did you mean --epochs or --rl_epochs?"
+    assert said("train", ["--epoch", "3"], capsys) == f"main_train.py: error: unknown flag: --epoch ({hint})\n"
     assert "a switch is --name or --no-name" in said("train", ["--amsgrad", "True"], capsys)
     assert "main_train.py alone reads it" in said("test", ["--lr_ve", "0.1"], capsys)
-    assert "1 or more" in (text := said("train", ["--epochs", "0"], capsys)) and len(text.splitlines()) == 1
+    assert "1 or more" in (text := said("train", ["--batch_size", "0"], capsys)) and len(text.splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", [main_train.main, main_test.main], ids=["train", "test"])
