@@ -161,7 +161,7 @@ def test_a_training_on_features_and_its_test(mini, tmp_path):
     assert made["kind"] == "float32" and len(made["weights_sha256"]) == 64
     assert load_checkpoint(tmp_path / "run" / "best.pt")["flags"]["feature_cache"] == "float32"
     test = ["--load", str(tmp_path / "run" / "best.pt"), "--no-page", "--bootstrap", "0", "--protocols", "r2gen"]
-    call("main_test.py", *[*test, "--knowledge_dir", str(tmp_path / "knowledge"), "--save_dir", str(tmp_path / "cached")])
+    call("main_test.py", *test, "--knowledge_dir", str(tmp_path / "knowledge"), "--save_dir", str(tmp_path / "cached"))
     call("main_test.py", *test, "--feature_cache", "off", "--save_dir", str(tmp_path / "plain"))
     first, second = ((tmp_path / name / "predictions_test.csv").read_text() for name in ("cached", "plain"))
     assert first == second
