@@ -87,9 +87,12 @@ def measure(backbone: str, folder: Path, options, device, precision) -> list[tup
     images = open_cache(folder / "images", folder, paths, form.resize, name=form.name, progress=False)
     tokenizer = Tokenizer([f"w{n:03d}" for n in range(WORDS)] + ["<unk>"], cleaning="iu_xray", padding=0, bos=0, eos=0)
     system = SYSTEMS[options.model].build(args, tokenizer).to(device).train()
-    for module in system.extractor.modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            module.weight.fill_(0.5)  # random layers without statistics grow beyond float16
+    if backbone == "efficientnet_lite0":
+        system.load_pretrained(args)  # of a wheel, so that the features are those of a real network
+    else:
+        for module in system.extractor.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                module.weight.fill_(0.5)  # random layers without statistics grow beyond float16
     settings = {"needs": system.needs(True), "image_size": args.image_size, "max_views": 2, "resize_filter": args.resize_filter,
                 "tokens": tokens, "cache": images}  # fmt: skip
     steps, found = {}, []
