@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT, SHARED, call
 
 FEW = 12
+SMALL = ["--d_model", "64", "--d_ff", "64", "--num_heads", "2", "--num_layers", "1", "--max_gen_length", "12"]
 
 
 def commands() -> list[str]:
@@ -30,6 +31,7 @@ def test_the_first_hour(request, tmp_path):
         words = line.split()
         if "--compare" not in words:
             words += ["--device", "cpu"] + ([] if "--image" in words else ["--data_dir", data, "--num_workers", "0"])
+        words += SMALL if words[0] == "main_train.py" else []
         done = call(*words, cwd=tmp_path)
         if "--dry_run" in words:
             assert "would not start" not in done.stdout and "DiagnosisBot" in done.stdout
