@@ -5,6 +5,7 @@ import math
 import random
 import zlib
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -59,8 +60,8 @@ class Batch:
 
     def to(self, device) -> "Batch":
         """The same batch with its tensors on `device`."""
-        views = () if self.view_mask is None else range(self.view_mask.shape[1])
-        counted = {f"view {view}": self._rows(view) for view in views}
+        mask = self.view_mask
+        counted = {} if mask is None else {f"view {view}": self._rows(mask, view) for view in range(mask.shape[1])}
         whole = dataclasses.replace(self, prepared=counted | self.prepared)
         return whole._each(lambda tensor: tensor.to(device, non_blocking=True))
 
@@ -72,13 +73,13 @@ class Batch:
         made = {name: function(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return dataclasses.replace(self, **made, prepared={name: function(value) for name, value in self.prepared.items()})
 
-    def _rows(self, view: int) -> torch.Tensor:
+    def _rows(self, view_mask: torch.Tensor, view: int) -> torch.Tensor:
         known = self.prepared.get(f"view {view}")
-        return self.view_mask[:, view].nonzero()[:, 0] if known is None else known
+        return view_mask[:, view].nonzero()[:, 0] if known is None else known
 
     def studies_with(self, view: int) -> torch.Tensor | None:
         """Rows int [n] of the studies that have this view; None = all have it."""
-        rows = None if self.view_mask is None else self._rows(view)
+        rows = None if self.view_mask is None else self._rows(self.view_mask, view)
         return None if rows is None or len(rows) == len(self) else rows
 
     def real_views(self) -> torch.Tensor | None:
@@ -86,7 +87,7 @@ class Batch:
         if self.view_mask is None:
             return None
         views = self.view_mask.shape[1]
-        rows = torch.cat([self._rows(view) * views + view for view in range(views)])
+        rows = torch.cat([self._rows(self.view_mask, view) * views + view for view in range(views)])
         return None if len(rows) == len(self) * views else rows
 
 
@@ -130,7 +131,7 @@ class StudyDataset(Dataset):
             if name in needs
         }
         self.tokens = None if tokens is None else torch.from_numpy(tokens)
-        self.features = None
+        self.features: dict | None = None
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -168,6 +169,7 @@ class StudyDataset(Dataset):
         if self.tokens is not None:
             item["tokens"] = self.tokens[place].long()
         if "boxes" in self.needs:
+            assert self.scene_graphs is not None, "boxes are asked for, and no scene graphs are given"
             graph = self.scene_graphs.of(study.images[0])
             boxes = self.augment.boxes(graph.boxes, random.Random(chance)) * np.float32(scale)
             item["graph"] = graph_fields(graph, boxes, whole="graph" in self.needs)
@@ -230,12 +232,11 @@ def make_loader(
     """
     if drop_last and len(dataset) < batch_size:
         raise InputError(f"--drop_last leaves nothing: {len(dataset)} training studies, --batch_size {batch_size}")
+    load = partial(DataLoader, dataset, num_workers=num_workers, collate_fn=collate, pin_memory=pin)
     if shuffle:
         shares = StepShares(dataset, batch_size, processes.rank(), processes.count(), accumulate, drop_last)
-        order = {"batch_sampler": shares}
-    else:
-        order = {"batch_size": batch_size, "sampler": range(processes.rank(), len(dataset), processes.count())}
-    return DataLoader(dataset, num_workers=num_workers, collate_fn=collate, pin_memory=pin, **order)
+        return load(batch_sampler=shares)
+    return load(batch_size=batch_size, sampler=range(processes.rank(), len(dataset), processes.count()))
 
 
 class StepShares(torch.utils.data.Sampler):

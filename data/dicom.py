@@ -16,6 +16,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -266,7 +267,7 @@ def _shown(pixels: np.ndarray, record) -> np.ndarray:
         values, _ = _looked_up(values, record.ModalityLUTSequence[0], record)
     else:
         values = values * _number(record, "RescaleSlope", 1) + _number(record, "RescaleIntercept", 0)
-    centre, width = _number(record, "WindowCenter"), _number(record, "WindowWidth", 0)
+    centre, width = _number(record, "WindowCenter", None), _number(record, "WindowWidth", 0)
     if record.get("VOILUTSequence"):
         values, bits = _looked_up(values, record.VOILUTSequence[0], record)
         part = values / (2**bits - 1)
@@ -278,7 +279,10 @@ def _shown(pixels: np.ndarray, record) -> np.ndarray:
     return np.rint(255 * np.clip(part, 0, 1)).astype(np.uint8)
 
 
-def _number(record, name: str, default: float | None = None) -> float | None:
+Default = TypeVar("Default", float, None)
+
+
+def _number(record, name: str, default: Default) -> float | Default:
     """The value of an element, the first where a file brings several windows."""
     value = record.get(name)
     if not isinstance(value, (str, int, float, type(None))):

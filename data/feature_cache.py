@@ -225,7 +225,9 @@ def _build(folder: Path, facts: dict, source: _Source, extractor, *, device, pre
     shutil.rmtree(unfinished, ignore_errors=True)  # of a killed attempt
     unfinished.mkdir(parents=True)
     kind, training = KINDS[facts["key"]["kind"]], extractor.training
-    views, sums, shape = [], [], None
+    views: list[int] = []
+    sums: list[int] = []
+    shape = None
     loader = DataLoader(source, batch_size=STUDIES, num_workers=workers, collate_fn=list)
     extractor.to(device).eval()
     try:

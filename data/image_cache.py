@@ -173,7 +173,7 @@ def build_cache(folder: Path, image_dir, paths, resize, wanted: dict, *, reading
                 some = list(islice(paths, start, start + 16 * WORKERS))
                 for path, (pixels, reason) in zip(some, pool.map(read, some)):
                     bar.update()
-                    if reason:
+                    if pixels is None:
                         broken[path] = reason
                         continue
                     file.write(pixels.tobytes())

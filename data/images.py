@@ -240,7 +240,7 @@ class Augmentation:
 
     def frame(self, image: Image.Image) -> Image.Image:
         """The part of an image, at its own size, that the network sees of one that is not augmented."""
-        if self.kind != "center":
+        if self.kind != "center" or self.shorter is None:
             return image
         side = round(min(image.size) * self.side / self.shorter)
         return functional.center_crop(image, [side, side])

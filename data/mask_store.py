@@ -176,7 +176,8 @@ class StoreWriter:
         self.out, self.inputs, self.images, self.side = Path(out), inputs, images, side
         self.folder = self.out.with_name(f".{self.out.name}.unfinished")
         self.width = row_bytes(side)
-        self.done, self.broken, self.message = 0, {}, ""
+        self.done, self.message = 0, ""
+        self.broken: dict[str, str] = {}
         self.flushed = time.monotonic()
         remove_leftovers(self.out)
         self._continue_or_start()
@@ -209,7 +210,7 @@ class StoreWriter:
             fits = found and found["what"] == UNFINISHED and size >= found["done"] * self.width and "inputs" in found
         except (InputError, OSError, KeyError, TypeError):
             return None
-        return found if fits and isinstance(found.get("broken"), dict) else None
+        return found if found and fits and isinstance(found.get("broken"), dict) else None
 
     def _note(self) -> None:
         facts = {"inputs": self.inputs, "done": self.done, "broken": self.broken}
@@ -255,9 +256,9 @@ class StoreWriter:
         partial, bits = self.folder / "masks.bits.partial", self.folder / "masks.bits"
         kept = [image for image in self.images if image not in self.broken]
         if self.broken:
-            rows = np.memmap(partial, np.uint8, "r", shape=(len(self.images), self.width))
+            every = np.memmap(partial, np.uint8, "r", shape=(len(self.images), self.width))
             with open(bits, "wb") as file:
-                for image, row in zip(self.images, rows):
+                for image, row in zip(self.images, every):
                     if image not in self.broken:
                         file.write(row.tobytes())
             partial.unlink()
@@ -265,7 +266,7 @@ class StoreWriter:
             os.replace(partial, bits)
         text = json.dumps(kept, ensure_ascii=False)
         write_atomic(self.folder / "images.json", lambda path: path.write_text(text, encoding="utf-8"))
-        rows = np.memmap(bits, np.uint8, "r", shape=(len(kept), self.width)) if kept else []
+        rows = np.memmap(bits, np.uint8, "r", shape=(len(kept), self.width)) if kept else np.empty((0, self.width))
         sums = row_sums(kept, rows)
         write_atomic(self.folder / "sums.npy", lambda path: _save_array(path, sums))
         shares = kept_shares(bits, self.side)
@@ -340,7 +341,7 @@ def check_room(out: Path, need: int) -> None:
 def export_tree(store: PackedMasks, root: str | Path) -> int:
     """Write every mask of a store as <root>/<image path>.npy, the authors' layout; returns how many."""
     root = Path(root)
-    taken = {}
+    taken: dict[Path, str] = {}
     for image in store.rows:
         path = Path(image).with_suffix(".npy")
         if path.is_absolute() or ".." in path.parts:

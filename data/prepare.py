@@ -180,7 +180,7 @@ def _masked_dir(args) -> str | None:
 
 def _check_images(args, everything: dict[str, list[Study]]) -> dict[str, str]:
     """{image: what is wrong}; images that were looked at before and have not changed since are not opened again."""
-    known = {}
+    known: dict[str, str] = {}
     for split, rows in everything.items():
         paths = _paths(args, rows)
         record = args.cache_dir and Path(args.cache_dir) / "images" / f"checked_{args.image_check}_{split}.json"
@@ -304,11 +304,12 @@ def make_dataset(args, data: RunData, split: str, needs: set[str], tokenizer, *,
     augment, caches = args.augment if training else evaluation_kind(args), data.caches.get(split, {})
     mask_rule = views = None
     if "masked_images" in needs:
+        assert data.masks is not None  # `open_data` reads them for who needs them
         mask_rule = MaskRule(data.masks, theta=args.theta, gamma=args.gamma, beta=args.beta)
     if data.views:
         sizes = Augmentation(augment, args.image_size, args.resize_filter)
-        facts = {"masks": data.masks, "masked_dir": _masked_dir(args), "reading": reading_of(args)}
-        views = Views(data.views, args.image_dir, sizes, caches=caches, **facts)
+        views = Views(data.views, args.image_dir, sizes, masks=data.masks, masked_dir=_masked_dir(args), caches=caches,
+                      reading=reading_of(args))  # fmt: skip
     return StudyDataset(
         data.studies[split],
         args.image_dir,

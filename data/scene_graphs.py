@@ -309,7 +309,8 @@ def write_rows(file, rows: Iterable[dict], layout: GraphLayout) -> dict:
     """Write lines to an open file, without the attributes that the layout has not; returns counts for the manifest."""
     known = dict(zip(layout.regions, map(frozenset, layout.attributes)))
     ids: dict[str, list[str]] = {split: [] for split in SPLITS}
-    silent, boxes, kept, left_out = Counter(), 0, 0, 0
+    silent: Counter[str] = Counter()
+    boxes = kept = left_out = 0
     for row in rows:
         regions = []
         for region in row["regions"]:

@@ -72,7 +72,7 @@ def read_annotation(path: str | Path, limit: int = 0) -> dict[str, list[Study]]:
 
 def row_fault(row) -> str | None:
     """Why a row of the annotation is not a study, or None."""
-    texts = [str(row["id"]), row.get("report")] if isinstance(row, dict) and "id" in row else [None]
+    texts: list = [str(row["id"]), row.get("report")] if isinstance(row, dict) and "id" in row else [None]
     images = row.get("image_path") if isinstance(row, dict) else None
     if not (isinstance(images, list) and all(isinstance(text, str) for text in texts + images)):
         return "needs id, report (text) and image_path (list of paths)"
@@ -129,8 +129,8 @@ def check_images(images: list[str], image_dir: str | Path, *, depth: str, progre
     images = list(dict.fromkeys(images))
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda image: image_problem(f"{image_dir}/{image}", depth), images)
-        settings = {"desc": "checking images", "hidden": not progress}
-        return {image: problem for image, problem in tracked(zip(images, found), total=len(images), **settings) if problem}
+        pairs = tracked(zip(images, found), total=len(images), desc="checking images", hidden=not progress)
+        return {image: problem for image, problem in pairs if problem}
 
 
 def without_broken(
@@ -158,16 +158,17 @@ def without_broken(
 
 def data_card(studies: dict[str, list[Study]], broken: dict[str, str], *, name: str, ann_path: str, max_views: int):
     """Facts about the data of a run, for the console and run.json: counts, views, hash of the ids per split."""
-    card = {"data_set": name, "annotation": str(ann_path), "section": "report", "views_used": max_views, "splits": {}}
+    splits: dict[str, dict] = {}
+    card = {"data_set": name, "annotation": str(ann_path), "section": "report", "views_used": max_views, "splits": splits}
     for split, rows in studies.items():
         ids = hashlib.sha256("\n".join(sorted(study.id for study in rows)).encode()).hexdigest()[:16]
         views = dict(sorted(Counter(len(study.images) for study in rows).items()))
         facts = {"rows": len(rows), "studies": len({study.study_id or study.id for study in rows})}
         patients = {study.subject_id for study in rows} - {""}
         facts |= {"patients": len(patients)} if patients else {}
-        card["splits"][split] = {**facts, "images_per_study": views, "ids_sha256": ids}
+        splits[split] = {**facts, "images_per_study": views, "ids_sha256": ids}
     # a row is an image where several share a study
-    card["unit"] = "image" if any(facts["rows"] > facts["studies"] for facts in card["splits"].values()) else "study"
+    card["unit"] = "image" if any(facts["rows"] > facts["studies"] for facts in splits.values()) else "study"
     card["skipped"] = dict(broken)
     return card
 

@@ -55,7 +55,7 @@ def view_of(image: Image.Image, kind: str, mask: np.ndarray | None = None) -> Im
     """One kind of view of an RGB image at its full size; mask: bool [side, side] for "masked"."""
     if kind == "enhanced":
         return enhanced(image)
-    if kind == "masked":
+    if kind == "masked" and mask is not None:
         return masked(image, mask)
     if kind == "complete":
         return image
@@ -92,8 +92,10 @@ class Views:
 
     def _view(self, kind: str, path: str) -> Image.Image:
         _, resize, folder = self.kept[kind]
-        image = self.caches[kind].get(path) if self.caches else resize(open_image(f"{folder}/{path}", self.reading))
+        kept = self.caches[kind].get(path) if self.caches else None
+        image = kept or resize(open_image(f"{folder}/{path}", self.reading))
         if kind == "masked" and self.by_masks:
+            assert self.masks is not None, "masked views need masks or masked_dir"
             image = self.sizes.resize(masked(image, self.masks.get(path)))
         return image
 

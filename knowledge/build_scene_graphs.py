@@ -114,7 +114,7 @@ def make_rows(args, studies: list[Study], file: dict[str, list[dict]] | None, fi
     renewed = {study.images[0] for study in anew}
     for study in tracked(studies, desc="scene graphs"):
         image = study.images[0]
-        if image in renewed:
+        if image in renewed or file is None:
             names, boxes, scores = next(found)
             said = said_in(file[image]) if file else read_regions(study.report) if args.attributes == "rules" else {}
             regions = merged(said, names, boxes, scores, read=args.attributes != "none")
@@ -130,7 +130,8 @@ def build(args) -> None:
     file, attributes_from = said_by(args, studies)
     if file is None and (args.boxes == "keep" or set(args.boxes_for) != set(SPLITS)):
         raise InputError("--boxes keep and --boxes_for take boxes from a file of scene graphs: name it with --attributes FILE")
-    finder, boxes_from = None, {"kind": "keep"}
+    finder = None
+    boxes_from: dict
     if args.boxes == "keep":
         boxes_from = {"kind": manifest_of(args.attributes)["boxes_from"], "path": str(args.attributes)}
     else:
@@ -223,12 +224,12 @@ def compare(ours: Iterable[dict], theirs: Iterable[dict]) -> dict:
         mine, wanted = said_in(row["regions"]), truth[row["image"]]
         _count(counts["regions"], set(mine), set(wanted), str)
         _count(counts["all"], set(mine), set(wanted), lambda _: "all_regions")
-        sides = [{(name, a) for name, found in side.items() for a in found["attributes"]} for side in (mine, wanted)]
-        _count(counts["attributes"], *sides, lambda pair: pair[1])
-        _count(counts["in_region"], *sides, lambda pair: pair[0])
-        _count(counts["all"], *sides, lambda _: "all_attributes")
-        bits = [{name for name, found in side.items() if found["abnormal"]} for side in (mine, wanted)]
-        _count(counts["all"], *bits, lambda _: "abnormal")
+        a, b = ({(name, a) for name, found in side.items() for a in found["attributes"]} for side in (mine, wanted))
+        _count(counts["attributes"], a, b, lambda pair: pair[1])
+        _count(counts["in_region"], a, b, lambda pair: pair[0])
+        _count(counts["all"], a, b, lambda _: "all_attributes")
+        x, y = ({name for name, found in side.items() if found["abnormal"]} for side in (mine, wanted))
+        _count(counts["all"], x, y, lambda _: "abnormal")
     if not images:
         raise InputError("--agreement: the two files have no image in common")
     parts = {part: _rates(counts[part]) for part in ("regions", "attributes", "in_region")}

@@ -60,7 +60,8 @@ def check_maps(bot: DiagnosisBot, studies, image_dir, truth: dict, *, rule: str,
     truth: of load_truth. Returns {"labels": {label: {findings, pointing, pointing_chance, iou, iou_chance}}, "all":
     the mean of the labels' rows, "joined": {kept, covered}}.
     """
-    draw, rows, joined = np.random.default_rng(seed), {}, []
+    draw, joined = np.random.default_rng(seed), []
+    rows: dict[str, list] = {}
     bot = bot.to(device).eval()
     for study in studies:
         drawn = {f["label"]: f["mask"] for f in truth[study.id] if f["label"] in bot.labels and f["mask"].any()}

@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         f"--scene_graphs {args.scene_graphs} has boxes alone: nothing to measure the predicted graph against",
     )
     problems.stop_if_any()
+    assert graphs is not None  # else that was one of the problems
     tokenizer = Tokenizer.from_state_dict(content["tokenizer"])
     system = kind.build(args, tokenizer, content["parts"])
     system.load_start(content, args.load)

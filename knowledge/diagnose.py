@@ -156,7 +156,7 @@ def open_bot(args, parts: dict | None = None) -> DiagnosisBot:
 
 def optional_parts(args, inputs: set[str]) -> dict:
     """What lets a checkpoint serve a new image, where the run has it: DiagnosisBot, ADM classifier, what finds its regions."""
-    parts = {}
+    parts: dict[str, dict | None] = {}
     if "diagnosis" in inputs and not args.diagnosis_path:
         parts["diagnosisbot"] = load_diagnosisbot(args.diagnosisbot).state()
     if "masks" in inputs and Path(args.adm_classifier).is_file():

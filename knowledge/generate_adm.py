@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -241,7 +242,7 @@ def write_overlays(args, bot: DiagnosisBot, store: PackedMasks, device) -> None:
         image = square(open_image(f"{args.image_dir}/{listed[place]}", reading_of(args)), SIDE)
         name = str(Path(listed[place]).with_suffix("")).replace("/", "_")
         image = overlay(bot, image, store.get(listed[place]), device)
-        write_atomic(folder / f"{name}.png", lambda path, image=image: image.save(path, "PNG"))
+        write_atomic(folder / f"{name}.png", partial(image.save, format="PNG"))
     print(f"{folder}: {len(places)} overlays (image | map and mask outline | masked image)")
 
 
@@ -254,17 +255,18 @@ def main(argv: list[str] | None = None) -> None:
     if only_export and Path(args.out).is_dir():  # the store is there: neither classifier nor images are needed
         print(f"{args.export_tree}: {export_tree(PackedMasks(args.out), args.export_tree)} .npy files")
         return
-    bot = None if args.import_tree and not args.overlays else open_adm_classifier(args.adm_classifier)
+    needed = args.sample or args.overlays or not args.import_tree
+    bot = open_adm_classifier(args.classifier) if needed else None
     images = images_of(args)
-    if args.sample:
+    if bot and args.sample:
         measure_speed(args, bot, images, device)
         return
     if args.import_tree:
         import_tree(args, images)
-    else:
+    elif bot:
         make_store(args, bot, images, device)
     store = PackedMasks(args.out)
-    if args.overlays:
+    if bot and args.overlays:
         write_overlays(args, bot, store, device)
     if args.export_tree:
         print(f"{args.export_tree}: {export_tree(store, args.export_tree)} .npy files")

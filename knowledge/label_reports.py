@@ -102,17 +102,18 @@ def agreement(theirs: Mapping[str, Sequence[int]], texts: Mapping[str, str], stu
     start = time.perf_counter()
     ours = label_reports(texts[study] for study in studies)
     seconds = time.perf_counter() - start
-    result = {"labels": {}, "reports": len(studies), "seconds": seconds}
+    rows: dict[str, tuple[float, float, float, int]] = {}
+    result = {"labels": rows, "reports": len(studies), "seconds": seconds}
     total = [0, 0, 0]
     for i, label in enumerate(CHEXPERT_14):
         pairs = [(int(row[i]), int(theirs[study][i] == 1)) for row, study in zip(ours, studies)]
         hits, false, missed = pairs.count((1, 1)), pairs.count((1, 0)), pairs.count((0, 1))
         precision, recall = hits / max(1, hits + false), hits / max(1, hits + missed)
-        result["labels"][label] = (precision, recall, f1(hits, false, missed), hits + missed)
+        rows[label] = (precision, recall, f1(hits, false, missed), hits + missed)
         if label != NO_FINDING:
             total = [a + b for a, b in zip(total, (hits, false, missed))]
     result["micro_13"] = f1(*total)
-    result["macro_14"] = sum(row[2] for row in result["labels"].values()) / len(CHEXPERT_14)
+    result["macro_14"] = sum(row[2] for row in rows.values()) / len(CHEXPERT_14)
     return result
 
 

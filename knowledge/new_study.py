@@ -108,7 +108,7 @@ def _study(paths, system, tokenizer, args, content, kind, decoding, precision, d
         item["images"] = _views(args, views, originals, masks)
     elif "images" in needs:
         form = Augmentation(evaluation_kind(args), args.image_size, args.resize_filter)
-        item["images"] = [to_tensor(image) for image in form(map(form.resize, originals), random.Random())]
+        item["images"] = [to_tensor(image) for image in form([*map(form.resize, originals)], random.Random())]
     if "masked_images" in needs:
         item["masked_images"] = _masked(args, originals, masks)
     if "boxes" in needs:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,8 @@ def read_detector(path: str | Path) -> dict:
 def source_of(kind: str, atlas: str | None, detector: str | None) -> tuple[dict, dict]:
     """(source for `boxes_of`, what a manifest says of it) of --boxes atlas or detector."""
     if kind == "detector":
+        if not detector:
+            raise InputError("--boxes detector: name one with --detector")
         state = read_detector(detector)
         return state, {"kind": kind, "path": str(detector), "sha256": sha256(detector)}
     source = read_atlas(atlas) if atlas else atlas_by_hand()
@@ -55,7 +58,7 @@ class BoxFinder:
 
     def __init__(self, source: dict, device="cpu") -> None:
         self.atlas = source if source["kind"] == "atlas" else None
-        self.detector = None if self.atlas else RegionDetector.from_state(source).to(device)
+        self.detector: Any = None if self.atlas else RegionDetector.from_state(source).to(device)
         self.device = device
         self.thorax_missed = 0  # images in which no thorax was found
 

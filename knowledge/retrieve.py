@@ -166,6 +166,8 @@ def _place(args, extractor, split: str, studies: list[Study], device) -> tuple[P
 
 def _kept(path: Path | None, facts: str) -> np.ndarray | None:
     """The features of a file that was made of the same and is whole."""
+    if path is None:
+        return None
     try:
         with np.load(path, allow_pickle=False) as content:
             pooled, made_of = content["pooled"], int(content["checksum"])

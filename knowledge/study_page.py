@@ -41,8 +41,8 @@ def write_study_page(args, result: dict, run: dict) -> Path:
     masks = result["masks"] or [None] * len(result["images"])
     images = [{"path": path, "mask": mask} for path, mask in zip(result["images"], masks)]
     looked = attention_row(result["report"], result["attention"], map_side(1)) if result["words"] else None
-    how = {"theta": getattr(args, "theta", 1.0), "open_image": functools.partial(open_image, reading=reading_of(args))}
-    write_study(folder / "evidence_test.jsonl", name, images[: args.max_views], looked, **how)
+    reading, theta = functools.partial(open_image, reading=reading_of(args)), getattr(args, "theta", 1.0)
+    write_study(folder / "evidence_test.jsonl", name, images[: args.max_views], looked, theta=theta, open_image=reading)
     return write_page(folder)
 
 

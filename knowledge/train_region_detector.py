@@ -9,7 +9,9 @@ also chooses the epoch. Kill it and run it again: it goes on after the last whol
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +88,7 @@ def targets(batch: Batch, regions: int, side: int) -> tuple[torch.Tensor, torch.
     """Boxes [B, R, 4] in fractions and presence bool [B, R]; of two boxes of a region the last counts."""
     count = len(batch)
     boxes, present = torch.zeros(count, regions, 4), torch.zeros(count, regions, dtype=torch.bool)
+    assert batch.boxes is not None and batch.box_regions is not None
     row, column = (batch.box_regions >= 0).nonzero(as_tuple=True)
     where = batch.box_regions[row, column]
     boxes[row, where], present[row, where] = batch.boxes[row, column] / side, True
@@ -118,7 +121,9 @@ class Training:
         self.train = make_loader(data["train"], shuffle=True, drop_last=last, **settings)
         self.val = make_loader(data["val"], shuffle=False, **settings)
         self.optimizer = torch.optim.AdamW(detector.parameters(), lr=args.lr, weight_decay=1e-4)
-        self.epoch, self.best, self.history = 0, None, []
+        self.epoch = 0
+        self.best: dict[str, Any] = {}
+        self.history: list[dict] = []
 
     def fit(self) -> dict:
         """Train to the last epoch; the detector then holds the best epoch's weights. Returns facts for the manifest."""
@@ -129,7 +134,7 @@ class Training:
             self.epoch += 1
             ious = measure(self.detector, self.val, self.device)
             mean = float(np.mean(list(ious.values())))
-            won = self.best is None or mean > self.best["mean_iou"]
+            won = not self.best or mean > self.best["mean_iou"]
             if won:
                 weights = {key: value.detach().cpu().clone() for key, value in self.detector.state_dict().items()}
                 self.best = {"epoch": self.epoch, "mean_iou": mean, "ious": ious, "weights": weights}
@@ -139,7 +144,7 @@ class Training:
             state = {"inputs": self.inputs, "epoch": self.epoch, "best": self.best, "history": self.history,
                      "net": self.detector.state_dict(), "optimizer": self.optimizer.state_dict(),
                      "scaler": self.precision.scaler.state_dict()}  # fmt: skip
-            write_atomic(self.partial, lambda path, state=state: torch.save(state, path))
+            write_atomic(self.partial, partial(torch.save, state))
         self.detector.load_state_dict(self.best["weights"])
         facts = {"history": self.history, "best_epoch": self.best["epoch"], "val_iou": self.best["ious"]}
         return {**facts, "val_mean_iou": self.best["mean_iou"]}

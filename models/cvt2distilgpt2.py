@@ -94,8 +94,9 @@ class CvT2DistilGPT2(System):
         super().__init__()
         self.bos, self.eos, self.padding, self.max_tokens = bos, eos, padding, max_tokens
         self.extractor, self.project = extractor, nn.Linear(extractor.width, width, bias=False)
-        shape = {"width": width, "heads": heads, "inner": inner, "layers": layers, "dropout": dropout}
-        self.gpt2 = GPT2(vocab_size=vocab_size, **shape)
+        self.gpt2 = GPT2(
+            vocab_size=vocab_size, width=width, heads=heads, inner=inner, layers=layers, dropout=dropout
+        )
         self.loss_weights = {"ce": 1.0}
 
     @property
@@ -155,7 +156,8 @@ class CvT2DistilGPT2(System):
 
     @classmethod
     def released_state(cls, state: dict) -> dict:
-        parts = {"encoder.cvt.": {}, "decoder.encoder_decoder.decoder.": {}, "encoder_projection.projection.": {}}
+        prefixes = ("encoder.cvt.", "decoder.encoder_decoder.decoder.", "encoder_projection.projection.")
+        parts: dict[str, dict] = {prefix: {} for prefix in prefixes}
         unknown = []
         for key, value in state.items():
             prefix = next((prefix for prefix in parts if key.startswith(prefix)), None)

@@ -7,9 +7,10 @@ order of operations: the paper's figure and the behaviour of the released code (
 import argparse
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -192,7 +193,7 @@ class EKAGen(System):
         self.embedding = Embedding(vocab_size, positions, width, dropout)
         self.decoder = nn.ModuleList(DecoderLayer(width, heads, inner, dropout) for _ in range(layers))
         self.decoder_norm = nn.LayerNorm(width)
-        self.aligners = None if knowledge is None else nn.ModuleList(Aligner(width) for _ in range(layers))
+        self.aligners: Any = None if knowledge is None else nn.ModuleList(Aligner(width) for _ in range(layers))
         self.head = nn.ModuleList((Linear(width, 512), Linear(512, 512), Linear(512, vocab_size)))
         self.knowledge = knowledge
         self.student_view, self.teacher_view, self.eval_view = student_view, teacher_view, eval_view
@@ -256,8 +257,8 @@ class EKAGen(System):
         padding = self._patch_padding(batch, studies, views, height, width, features.device)
         position = sine_positions(padding.flatten(0, 1), features.shape[1]).unflatten(0, (studies, views)).flatten(1, 2)
         patches = features.flatten(2).mT.unflatten(0, (studies, views)).flatten(1, 2)
-        mask = ~padding.flatten(1)[:, None, None, :]
-        mask = None if batch.padding is None and batch.view_mask is None else mask
+        whole = batch.padding is None and batch.view_mask is None
+        mask = None if whole else ~padding.flatten(1)[:, None, None, :]
         position = position.to(patches.dtype)
         for layer in self.encoder:
             patches = layer(patches, position, mask)
@@ -265,7 +266,7 @@ class EKAGen(System):
         memory = {"patches": patches, "outside": padding} | ({} if mask is None else {"mask": mask})
         for number, layer in enumerate(self.decoder):
             memory[f"keys.{number}"], memory[f"values.{number}"] = layer.patches(patches, position)
-        if self.aligners is not None:
+        if self.aligners is not None and self.knowledge is not None:
             iek = self.knowledge(batch.diagnosis)
             memory |= {f"knowledge.{number}": aligner.knowledge(iek) for number, aligner in enumerate(self.aligners)}
         return memory
@@ -306,7 +307,7 @@ class EKAGen(System):
         cache.at += 1
         return logits, cache
 
-    def _decode(self, x: torch.Tensor, at: slice, memory: dict, reads: list[Callable]) -> torch.Tensor:
+    def _decode(self, x: torch.Tensor, at: slice, memory: dict, reads: Sequence[Callable]) -> torch.Tensor:
         """The decoder and its head: embedded tokens x [B, L or K, D] at the positions `at` -> logits [B, L or K, W].
 
         reads: for each layer its pass over the whole report, or over one more token of every beam.

@@ -4,6 +4,7 @@ The encoder-decoder itself stands in modules/nets/captioner.py.
 """
 
 import re
+from typing import Any, ClassVar
 
 import torch
 
@@ -16,7 +17,7 @@ from modules.nets.captioner import Captioner
 from modules.nets.visual_extractor import VisualExtractor
 from modules.text.tokenizer import Tokenizer
 
-MARKS = {"padding": 0, "bos": 0, "eos": 0}
+MARKS: dict[str, Any] = {"padding": 0, "bos": 0, "eos": 0}
 STAGES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 PARTS = {"self_attn": "self_attention", "src_attn": "cross_attention", "a_2": "weight", "gamma": "weight", "b_2": "bias",
          "beta": "bias"}  # fmt: skip
@@ -119,7 +120,8 @@ def released_layout(state: dict, rules, what: str) -> dict:
 
 def stack_projections(state: dict) -> dict:
     """The four Linear layers of each attention -> one stacked projection and the output's."""
-    result, parts = {}, {}
+    result = {}
+    parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in state.items():
         match = re.match(r"^(.+)\.linears\.([0-3])\.(weight|bias)$", key)
         if match is None:
@@ -137,9 +139,9 @@ class FamilySystem(Captioner, System):
     rules: names of the authors' keys that are the system's own, for `released_layout`.
     """
 
-    flags = (FEATURE_DROPOUT,)
-    rules: tuple = ()
-    sizes = (
+    flags: ClassVar[tuple[Flag, ...]] = (FEATURE_DROPOUT,)
+    rules: ClassVar[tuple] = ()
+    sizes: ClassVar[tuple[tuple[str, str, int], ...]] = (
         ("vocabulary (ids; --ann_path, --threshold or --vocab_path decide it)", "head.weight", 0),
         ("--d_model", "word.weight", 1),
         ("--d_ff", "encoder.0.feed.linear1.weight", 0),

@@ -12,7 +12,7 @@ from torch import nn
 from models.family import PUBLISHED_FLAGS, FamilySystem, captioner_settings, family_presets
 from modules.flag_help import Theirs
 from modules.flags import Flag, positive_int
-from modules.nets.captioner import Norm, start_matrices
+from modules.nets.captioner import Norm, Scaled, start_matrices
 from modules.nets.transformer import Attention
 
 # fmt: off
@@ -33,6 +33,8 @@ def two_layers(inside: int, width: int) -> list[nn.Module]:
 
 class RelationalMemory(nn.Module):
     """S slots that each word updates: attention over [slots; word], a feed-forward part, input and forget gates."""
+
+    first: torch.Tensor
 
     def __init__(self, slots: int, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ class RelationalMemory(nn.Module):
         return torch.stack(states, 1)
 
 
-class ConditionalNorm(Norm):
+class ConditionalNorm(Scaled):
     """Norm whose scale and shift a memory state changes (MCLN)."""
 
     def __init__(self, width: int, condition: int) -> None:
@@ -75,8 +77,8 @@ class ConditionalNorm(Norm):
         self.scale, self.shift = (nn.Sequential(*two_layers(condition, width)) for _ in range(2))
         for part in (self.scale, self.shift):
             start_matrices(part)
-            nn.init.constant_(part[0].bias, 0.1)
-            nn.init.constant_(part[2].bias, 0.1)
+            nn.init.constant_(part.get_parameter("0.bias"), 0.1)
+            nn.init.constant_(part.get_parameter("2.bias"), 0.1)
 
     def forward(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """x [B, L, D], state [B, L, S * D] -> [B, L, D]."""

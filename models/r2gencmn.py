@@ -5,6 +5,7 @@ the behaviour of the released code (zhjohnchan/R2GenCMN).
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ class R2GenCMN(FamilySystem):
     """x + response(x) for patches and words, from one matrix [M, D]; mem_size 0 = no memory (the paper's base)."""
 
     title = "R2GenCMN"
-    flags = (*FamilySystem.flags, MEM_SIZE, TOPK)
+    flags: ClassVar[tuple[Flag, ...]] = (*FamilySystem.flags, MEM_SIZE, TOPK)
     published_flags = PUBLISHED_FLAGS | {
         "cmm_size": Theirs("--mem_size"),
         "cmm_dim": Theirs("", "the memory is as wide as --d_model"),
@@ -32,7 +33,7 @@ class R2GenCMN(FamilySystem):
         mimic={"step_size": 3, "seed": 9153},
         miniature={"mem_size": 256, "topk": 16},
     )
-    rules = (  # the memory's layers stand twice in the released file
+    rules: ClassVar[tuple] = (  # the memory's layers stand twice in the released file
         (r"^encoder_decoder\.memory_matrix$", "memory"),
         (r"^encoder_decoder\.(?:model\.)?cmn\.(.+)$", r"respond.\1"),
     )

@@ -7,6 +7,7 @@ the paper and the behaviour of the released code (Markin-Wang/SGRRG).
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -99,8 +100,8 @@ class SGRRG(FamilySystem):
                  region_topk: int = 32, region_threshold: float = 0.2, attribute_threshold: float = 0.5, disease: float = 0.25,
                  region: float = 0.25, attribute: float = 0.1, contrast: float = 0.1, contrast_margin: float = 0.4,
                  width: int, heads: int, inner: int, layers: int, dropout: float, **settings) -> None:  # fmt: skip
-        shape = {"heads": heads, "inner": inner, "dropout": dropout}
-        plain = {"norm": nn.LayerNorm, "plain_norm": nn.LayerNorm, "activation": F.gelu, "place_patches": False}
+        shape: dict[str, Any] = {"heads": heads, "inner": inner, "dropout": dropout}
+        plain: dict[str, Any] = {"norm": nn.LayerNorm, "plain_norm": nn.LayerNorm, "activation": F.gelu, "place_patches": False}
         super().__init__(width=width, layers=layers, decoder_layer=GraphDecoderLayer, **shape, **plain, **settings)
         seen = self.extractor.width
         self.layout, self.oracle, self.contrast_margin = layout, oracle, contrast_margin
@@ -236,7 +237,7 @@ class SGRRG(FamilySystem):
         {name: probability}}; of the true graph the attributes are the report's, with the probability predicted for them."""
         likely = at_least_float32(memory["regions"]).sigmoid().tolist()
         side, result = batch.images.shape[-1], []
-        found = memory["attributes"].tolist() if "attributes" in memory else None
+        found = memory["attributes"].tolist() if "attributes" in memory else []
         for row, chosen in enumerate(memory["chosen"].tolist()):
             graphs = []
             for number, box in enumerate(batch.boxes[row].tolist()):
@@ -244,11 +245,14 @@ class SGRRG(FamilySystem):
                     continue
                 region = int(batch.box_regions[row, number])
                 values = found[row][number]
-                true = batch.attributes[row, number].tolist() if self.oracle else None
+                if self.oracle:
+                    true = batch.attributes[row, number].tolist()
+                else:
+                    true = [value > self.attribute_threshold for value in values]
                 names = {
                     name: values[n]
                     for n, name in enumerate(self.layout.attributes[region])
-                    if (true[n] if self.oracle else values[n] > self.attribute_threshold)
+                    if true[n]
                 }
                 place = [round(edge / side, 4) for edge in box]
                 graphs.append({"region": self.layout.regions[region], "probability": likely[row][region], "box": place,

@@ -18,6 +18,7 @@ from modules.flags import Flag
 from modules.nets.library_backbones import is_library, shape_problem
 from modules.nets.pretrained import load_backbone, weights_problem
 from modules.nets.transformer import watched
+from modules.nets.visual_extractor import VisualExtractor
 from modules.text.tokenizer import Tokenizer
 
 
@@ -50,7 +51,8 @@ class System(nn.Module):
     bos: int
     eos: int
     loss_weights: dict[str, float]
-    extractor: nn.Module
+    extractor: VisualExtractor
+    decoder: Any  # layers that `attention` watches
 
     # -- flags and building ------------------------------------------------------------------------------------------
 

@@ -216,7 +216,7 @@ class XProNet(FamilySystem):
     def load_pretrained(self, args) -> None:
         """Start the visual extractor from its pretrained weights and the prototypes from their file."""
         super().load_pretrained(args)
-        if args.prototypes in ("none", "random"):
+        if self.prototypes is None or args.prototypes in ("none", "random"):
             return
         rows = read_prototypes(args.prototypes)
         if rows.shape != self.prototypes.shape:

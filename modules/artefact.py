@@ -55,7 +55,7 @@ def git_state() -> dict:
         return {}
 
 
-def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then rename.
 
     If writing fails (a full disk, say) the temporary file is removed, what stood at `path` stays as it was, and

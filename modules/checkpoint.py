@@ -25,7 +25,7 @@ def random_states() -> dict:
     kind, keys, *rest = np.random.get_state()
     return {
         "python": [python[0], list(python[1]), python[2]],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -58,6 +58,11 @@ def snapshot(content):
     return [snapshot(value) for value in content] if isinstance(content, list) else content
 
 
+def _save_all(files: dict[Path, dict]) -> None:
+    for path, content in files.items():
+        save_checkpoint(path, content)
+
+
 class CheckpointWriter:
     """Writes checkpoints while training goes on: the loop waits for the copy in memory, not for the disk.
 
@@ -72,7 +77,7 @@ class CheckpointWriter:
     def write(self, files: dict[Path, dict]) -> None:
         """Write {path: content}, snapshots, once what came before is on the disk."""
         self.wait()
-        self.pending = self.thread.submit(lambda: [save_checkpoint(path, content) for path, content in files.items()])
+        self.pending = self.thread.submit(_save_all, files)
 
     def wait(self) -> None:
         """Until everything is written. InputError from save_checkpoint."""
@@ -137,7 +142,8 @@ def rename_keys(state: dict, rules, what: str) -> dict:
     rules: pairs (compiled pattern, new name as for re.sub, or None). Two keys may share a name only where their tensors are
     equal (a module that stands in two places). InputError else; `what` names the layout.
     """
-    renamed, unknown = {}, []
+    renamed: dict[str, torch.Tensor] = {}
+    unknown = []
     for key, value in state.items():
         short = key.removeprefix("module.")
         found = [(pattern, name) for pattern, name in rules if pattern.match(short)]

@@ -10,8 +10,10 @@ A study's report depends on the study alone: not on its neighbours, the batch si
 
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -170,7 +172,8 @@ def _one_beam(system, memory, settings, count: int, draws: torch.Tensor | None, 
 def _limits(system, settings: DecodingSettings, device) -> tuple[torch.Tensor, torch.Tensor]:
     """The ids that end a report, and those that may never come."""
     barred = [] if settings.marks else sorted({system.padding, system.bos} - {system.eos})
-    return tuple(torch.tensor(ids, dtype=torch.long).to(device, non_blocking=True) for ids in (_stops(system), barred))
+    stops, never = (torch.tensor(ids, dtype=torch.long).to(device, non_blocking=True) for ids in (_stops(system), barred))
+    return stops, never
 
 
 def _stops(system) -> list[int]:
@@ -226,7 +229,8 @@ class _Beams:
     def __init__(self, system, memory: dict, settings: DecodingSettings) -> None:
         first = next(iter(memory.values()))
         count, beams, device = len(first), settings.beam_size, first.device
-        self.system, self.memory, self.settings, self.cache = system, memory, settings, None
+        self.system, self.memory, self.settings = system, memory, settings
+        self.cache: Any = None  # the system's own
         self.best = torch.full((count,), -math.inf, dtype=torch.float64, device=device)
         self.best_written = torch.full((count, settings.max_length), system.eos, device=device)
         self.alive = torch.arange(count, device=device)
@@ -436,7 +440,7 @@ def _penalised(total: torch.Tensor, words: int, kind: str) -> torch.Tensor:
 
 
 # by --beam_search, or for "released" by the system's `released_search`
-SEARCHES = {
+SEARCHES: dict[str, Callable[..., list[list[int]]]] = {
     "ours": _beam_search,
     "hf": _hf_beam_search,
     "mean": _mean_beam_search,

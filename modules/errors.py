@@ -54,7 +54,7 @@ WAYS_OUT = {
 def _of_the_system(error: OSError) -> str:
     """One sentence about an error of the operating system: which file, what is wrong, what to do."""
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    way_out = WAYS_OUT.get(error.errno)
+    way_out = WAYS_OUT.get(error.errno) if error.errno else None
     text = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
     return ": ".join([*names, text]) + (f"; {way_out}" if way_out else "")
 

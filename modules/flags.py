@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from modules.errors import InputError
 from modules.flag_help import answer_unknown, help_text
@@ -72,7 +73,7 @@ class Flag:
 
     group: str
     name: str
-    kind: object
+    kind: Any
     default: object
     help: str
     of: tuple = BOTH
@@ -233,8 +234,8 @@ class Parser(argparse.ArgumentParser):
     """Exact flag names only; an unknown one is answered with the nearest names. Errors come without the usage."""
 
     def __init__(self, **settings) -> None:
-        settings = {"usage": "%(prog)s [flags]", "formatter_class": argparse.RawTextHelpFormatter} | settings
-        super().__init__(allow_abbrev=False, **settings)
+        ours: dict[str, Any] = {"usage": "%(prog)s [flags]", "formatter_class": argparse.RawTextHelpFormatter}
+        super().__init__(allow_abbrev=False, **(ours | settings))
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -260,7 +261,7 @@ class Parser(argparse.ArgumentParser):
 def add_flag(group, flag: Flag) -> None:
     """Add one row of the table to a group of any parser; the default is shown in the help, not set."""
     note = "" if flag.default in (None, "", ()) else f" [{flag.default}]"
-    settings = {"help": (flag.help + note).replace("%", "%%")}
+    settings: dict[str, Any] = {"help": (flag.help + note).replace("%", "%%")}
     if flag.kind is bool:
         settings["action"] = argparse.BooleanOptionalAction
     else:

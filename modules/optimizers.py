@@ -19,19 +19,22 @@ def make_optimizer(groups: dict[str, list], args) -> torch.optim.Optimizer:
     return kind(rows, lr=args.lr_ed, weight_decay=args.weight_decay, fused=True, **settings)
 
 
+class EpochSteps(torch.optim.lr_scheduler.StepLR):
+    by_step = False
+
+
+class Factors(torch.optim.lr_scheduler.LambdaLR):
+    by_step = True
+
+
 def make_scheduler(optimizer: torch.optim.Optimizer, args, steps_per_epoch: int):
     """--lr_schedule; one that changes with every step has `by_step` True, the others are stepped after an epoch."""
     if args.warmup_epochs:
         return _warm_up(optimizer, args, steps_per_epoch)
     if args.lr_schedule == "step":
-        schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=args.step_size, gamma=args.lr_gamma)
-        schedule.by_step = False
-        return schedule
+        return EpochSteps(optimizer, step_size=args.step_size, gamma=args.lr_gamma)
     last = max(1, args.epochs * steps_per_epoch)
-    factors = [partial(_cosine, group["lr"], args.lr_min, last) for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
-    schedule.by_step = True
-    return schedule
+    return Factors(optimizer, [partial(_cosine, group["lr"], args.lr_min, last) for group in optimizer.param_groups])
 
 
 def _warm_up(optimizer: torch.optim.Optimizer, args, steps_per_epoch: int):
@@ -47,10 +50,7 @@ def _warm_up(optimizer: torch.optim.Optimizer, args, steps_per_epoch: int):
             return args.lr_gamma ** (past // fall)
         return (args.lr_start + (rate - args.lr_start) * past / warm) / rate if rate else 1.0
 
-    factors = [partial(factor, group["lr"]) for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
-    schedule.by_step = True
-    return schedule
+    return Factors(optimizer, [partial(factor, group["lr"]) for group in optimizer.param_groups])
 
 
 def _cosine(start: float, end: float, last: int, done: int) -> float:

@@ -122,7 +122,9 @@ def replicate(module: torch.nn.Module, device: torch.device, *, idle: bool = Fal
 
 def unsynchronised(module: torch.nn.Module):
     """Context in which a backward pass keeps its gradients to this process (all but the last of an accumulation)."""
-    return module.no_sync() if count() > 1 else contextlib.nullcontext()
+    if isinstance(module, torch.nn.parallel.DistributedDataParallel):
+        return module.no_sync()
+    return contextlib.nullcontext()
 
 
 def same_buffers(module: torch.nn.Module) -> None:

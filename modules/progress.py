@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 
 from tqdm import tqdm
 
@@ -27,7 +27,7 @@ class Lines:
 
     def __init__(self, items: Iterable | None, desc: str, total: int | None, initial: int) -> None:
         self.items, self.desc, self.n, self.initial = items, desc, initial, initial
-        self.total = len(items) if total is None and hasattr(items, "__len__") else total
+        self.total = len(items) if total is None and isinstance(items, Sized) else total
         self.start, self.over = time.perf_counter(), threading.Event()
         self.watch: threading.Thread | None = None  # from the first step on
 

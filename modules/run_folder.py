@@ -148,7 +148,7 @@ class RunLog:
             self.round = f"round_{values['round']}/"
         if event == "rl":
             self.round = "rl/"
-        if event not in ("step", "epoch", "val", "guards"):
+        if self.board is None or event not in ("step", "epoch", "val", "guards"):
             return
         at = values["step" if event == "step" else "epoch"]
         for name, value in values.items():

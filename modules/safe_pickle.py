@@ -23,6 +23,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ class _Array:
     """Stands in for numpy.ndarray until its contents are known."""
 
     def __init__(self, *_) -> None:
-        self.value = None
+        self.value: np.ndarray | None = None
 
     def fill(self, state) -> None:
         _, shape, kind, fortran, data = state
@@ -140,7 +141,7 @@ def _storage(data) -> torch.Tensor:
 
 
 def _recipes() -> dict:
-    table = {
+    table: dict[tuple[str, str], object] = {
         ("_codecs", "encode"): _Recipe(_bytes),
         ("collections", "OrderedDict"): _Recipe(_dict),
         ("argparse", "Namespace"): _Recipe(lambda: _Namespace()),
@@ -187,6 +188,9 @@ class _Reader(pickle._Unpickler):
     storage_of: (dtype, key, count) -> 1-D tensor, for the references of torch's files.
     """
 
+    stack: list  # with the next two, what the standard library's type stubs leave out
+    read: Callable[[int], bytes]
+    pop_mark: Callable[[], list]
     dispatch = _Instructions({code[0]: pickle._Unpickler.dispatch[code[0]] for code in INSTRUCTIONS})
 
     def __init__(self, file, size: int, storage_of=None) -> None:
@@ -340,7 +344,7 @@ def _zipped_torch(file, size: int):
         file.seek(sum(struct.unpack("<HH", file.read(4))), io.SEEK_CUR)  # past the record's name
         data = torch.empty(info.file_size, dtype=torch.uint8)
         count = file.readinto(data.numpy())
-        if count != len(data) or zlib.crc32(data.numpy()) != info.CRC:
+        if count != len(data) or zlib.crc32(data.numpy().data) != info.CRC:
             raise ValueError(f"record {name} is damaged: its checksum differs")
         return data
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,8 +91,8 @@ class Passes:
     words: of the references, EOS counted, times K.
     """
 
-    policy: object
-    own: object | None
+    policy: Any
+    own: Any
     words: float
 
     @property
@@ -135,7 +136,8 @@ class SelfCritical(Losses):
         self.weights = {**own, "rl": 1.0, "kl": kl_weight, "reward": 0.0, "zero_advantages": 0.0}
         self.with_own = bool(own)
         self.idle = self.idle or not own  # without its own losses a system may leave a head without a gradient
-        self.cider, self.first_guards = cider, {}
+        self.cider = cider
+        self.first_guards: dict[str, Any] = {}
         self.start: list = []  # the policy at the start; in a list, so that it is neither trained nor stored
 
     def freeze_start(self) -> None:
@@ -260,7 +262,9 @@ class SelfCritical(Losses):
             ids = [study for study, row in surveyed.items() for _ in row["texts"][part]]
             facts = {name: [x for row in surveyed.values() for x in row[name][part]] for name in ("texts", "ended", "entropy")}
             cider = self.cider([raw[study] for study in ids], facts["texts"])
-            found[kind] = report_facts([raw[study].raw for study in ids], *facts.values(), cider)
+            found[kind] = report_facts(
+                [raw[study].raw for study in ids], facts["texts"], facts["ended"], facts["entropy"], cider
+            )
         distinct = [len(set(row["texts"][:-1])) / self.samples for row in surveyed.values()]
         found["samples"]["distinct_per_study"] = sum(distinct) / len(distinct)
         return found

@@ -5,7 +5,9 @@ import itertools
 import math
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,7 +50,7 @@ class Losses(nn.Module):
 
     trained = False  # whether the start is a trained system, to be validated before the first step
 
-    def __init__(self, system: nn.Module) -> None:
+    def __init__(self, system) -> None:
         super().__init__()
         self.system, self.epoch = system, 0
         self.weights = system.loss_weights  # by the names of the losses; one of weight 0 is shown only
@@ -56,7 +58,7 @@ class Losses(nn.Module):
 
     def counts(self, batch) -> dict[str, float]:
         """What each loss of a batch is a mean over: the studies, unless the system says otherwise."""
-        own = getattr(self.system, "loss_counts", lambda batch: {})
+        own: Callable[..., dict] = getattr(self.system, "loss_counts", lambda batch: {})
         return {"studies": len(batch), **own(batch)}
 
     def prepare(self, batch):
@@ -118,8 +120,8 @@ class Trainer:
                 if self.epoch >= self.first_validation:
                     value = self.note(self.validate(self.system))
                 won = value is not None and self.best_epoch == self.epoch
-                best = {"best": self.best, "best_epoch": self.best_epoch}
-                self.log.say(self.table.row(self.epoch, means, speed, value=value, **best))
+                row = self.table.row(self.epoch, means, speed, value=value, best=self.best, best_epoch=self.best_epoch)
+                self.log.say(row)
                 self.save(writer, won)
         if self.patience_over():
             reason = f"no better value in {self.args.early_stop} epochs (--early_stop)"
@@ -137,7 +139,8 @@ class Trainer:
         self.system.train()
         self.loader.dataset.epoch = self.objective.epoch = self.epoch
         start = mark = time.perf_counter()
-        waited, studies, seen = 0.0, 0, {}
+        waited, studies = 0.0, 0
+        seen: dict[str, list[float]] = {}
         steps = math.ceil(len(self.loader) / self.args.accumulate)
         title = f"epoch {self.epoch + 1}/{self.args.epochs}"
         bar = tracked(self._steps(), total=steps, desc=title)
@@ -174,7 +177,8 @@ class Trainer:
         totals = dict(zip(counts[0], processes.total(own).tolist()))
         batches = [self.objective.prepare(batch).to(self.device) for batch in batches]
         self.optimizer.zero_grad(set_to_none=True)
-        names, parts = [], 0.0
+        names: list[str] = []
+        parts: Any = 0.0  # a tensor from the first batch on
         for batch, row in zip(batches, counts):
             apart = batch is not batches[-1]
             with processes.unsynchronised(self.losses) if apart else contextlib.nullcontext():
@@ -197,8 +201,8 @@ class Trainer:
         if self.scheduler.by_step:
             self.scheduler.step()
         # the one question to the device in a step, asked when all of the step is queued
-        *values, norm = torch.cat((processes.total(parts), norm[None])).tolist()
-        values = {**dict(zip([*names, "loss"], values)), "studies": totals["studies"]}
+        *sums, norm = torch.cat((processes.total(parts), norm[None])).tolist()
+        values: dict[str, float] = {**dict(zip([*names, "loss"], sums)), "studies": totals["studies"]}
         if self.precision.scaler.is_enabled():  # gradients beyond fp16: the scaler skips the step and lowers its scale
             values["skipped_steps"] = float(not math.isfinite(norm))
         if math.isfinite(norm) or not self.precision.scaler.is_enabled():

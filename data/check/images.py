@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from PIL import Image
@@ -23,17 +24,29 @@ BORDER = 30  # grey levels by which the border of an inverted image exceeds its 
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of one image file. problem: missing, broken or "". The last four need its pixels, None without."""
+    """What is known of one image file. problem: missing, broken or "". The last four need its pixels, None without.
+
+    size: (0, 0) of a file with a problem.
+    """
 
     path: str
     problem: str = ""
     reason: str = ""
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] = (0, 0)
     deep: bool = False
     colour: bool | None = None
     flat: bool | None = None
     inverted: bool | None = None
     equalized: bool | None = None
+
+
+class PixelFacts(TypedDict, total=False):
+    """What the pixels of an image say, as in Look."""
+
+    colour: bool
+    flat: bool
+    inverted: bool
+    equalized: bool
 
 
 def check_images(found: Findings, args, rows: dict[str, list[dict]], depth: str) -> None:
@@ -68,17 +81,18 @@ def look(folder: Path, path: str, *, pixels: bool) -> Look:
         return Look(path, "broken", reason)
     try:
         image = open_image(where) if dicom or pixels else None
-        if dicom:
+        if image and dicom:
             size, deep = image.size, False
         else:
             with Image.open(where) as header:
                 size, deep = header.size, header.mode.startswith(("I", "F"))
     except InputError as error:
         return Look(path, "broken", str(error))
-    return Look(path, size=size, deep=deep, **(pixel_facts(np.asarray(image.convert("RGB"))) if pixels else {}))
+    facts: PixelFacts = pixel_facts(np.asarray(image.convert("RGB"))) if image and pixels else {}
+    return Look(path, size=size, deep=deep, **facts)
 
 
-def pixel_facts(pixels: np.ndarray) -> dict[str, bool]:
+def pixel_facts(pixels: np.ndarray) -> PixelFacts:
     """colour, flat, inverted, equalized of uint8 [H, W, 3]."""
     grey = pixels[..., 0]
     colour = bool((pixels != grey[..., None]).any())
@@ -132,11 +146,10 @@ def _equalized(found: Findings, looks: list[Look], by_split: dict[str, set[str]]
     shares = {}
     for split, paths in by_split.items():
         seen = [one.equalized for one in looks if one.equalized is not None and one.path in paths]
-        shares[split] = sum(seen) / len(seen) if seen else None
-    text = ", ".join(f"{share:.0%} of {split}" for split, share in shares.items() if share is not None)
+        if seen:
+            shares[split] = sum(seen) / len(seen)
+    text = ", ".join(f"{share:.0%} of {split}" for split, share in shares.items())
     text = f"histogram-equalised: {text}" if text else "no image to look at"
-    unlike = any(
-        None not in (share, shares["train"]) and abs(share - shares["train"]) > 0.5 for share in shares.values()
-    )
+    unlike = "train" in shares and any(abs(share - shares["train"]) > 0.5 for share in shares.values())
     how = "prepare all splits alike, or train and test with --equalize on"
     found.add(GROUP, UNUSUAL if unlike else FOUND, "equalisation", text, how if unlike else "")

@@ -108,7 +108,8 @@ def _device(found: Findings, args) -> None:
 
 def _decoders(found: Findings, args, rows) -> None:
     """Of the first 50 DICOM images: what their transfer syntaxes need."""
-    folder, problems, seen = Path(args.image_dir), {}, 0
+    folder, seen = Path(args.image_dir), 0
+    problems: dict[str, str] = {}
     for path in sorted({path for split in rows for row in rows[split] for path in row["image_path"]})[:1000]:
         if seen < 50 and (folder / path).is_file() and is_dicom(folder / path):
             seen += 1

@@ -82,10 +82,9 @@ def write_set(folder: Path, *, studies: int, seed: int, image_size: int, progres
     # Threads: numpy and PNG writing leave the interpreter free, and no start method of processes has to be right.
     with ThreadPoolExecutor(cores()) as pool:
         records = pool.map(lambda study: write_study(study, images, image_size), chosen)
-        hidden = None if progress else True  # None: shown on a terminal alone
-        drawn = list(tracked(records, total=studies, desc="drawing studies", hidden=hidden))
+        drawn = list(tracked(records, total=studies, desc="drawing studies", hidden=not progress))
 
-    annotation = {"train": [], "val": [], "test": []}
+    annotation: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
     for study in chosen:
         paths = [f"{study.id}/{number}.png" for number in range(len(VIEWS))]
         row = {"id": study.id, "report": study.report, "image_path": paths, "split": study.split}

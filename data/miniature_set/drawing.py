@@ -555,11 +555,10 @@ DRAW = {
 }
 
 
-def anatomy_of(study: DrawnStudy, view: str, image_size: int, findings) -> Frontal | Lateral:
-    """The patient of a study before findings change the lungs; the heart has the size that `findings` give it."""
-    body = sample_body(stream(study.seed, study.index, BODY))
+def patient_of(study: DrawnStudy, findings) -> tuple[dict, float]:
+    """Measures of a study's patient, and the scale that `findings` give the heart."""
     scale = next((HEART_SCALE[f.severity] for f in findings if f.label == "Cardiomegaly"), 1.0)
-    return (Frontal if view == "frontal" else Lateral)(body, image_size, scale)
+    return sample_body(stream(study.seed, study.index, BODY)), scale
 
 
 def draw(study: DrawnStudy, view: str, image_size: int, without: int | None = None):
@@ -568,8 +567,8 @@ def draw(study: DrawnStudy, view: str, image_size: int, without: int | None = No
     `without` leaves the finding of that number undrawn (its mask is None); all the rest is the same.
     """
     drawn = [finding for number, finding in enumerate(study.findings) if number != without]
-    anatomy = anatomy_of(study, view, image_size, drawn)
-    body = anatomy.body
+    body, heart_scale = patient_of(study, drawn)  # the findings have not changed the lungs yet
+    anatomy = (Frontal if view == "frontal" else Lateral)(body, image_size, heart_scale)
     masks = []
     for number, finding in enumerate(study.findings):
         rng = stream(study.seed, study.index, FIRST_FINDING + number)

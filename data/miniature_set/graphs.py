@@ -6,7 +6,7 @@ whose box at least MEETS of its mask lies; a normal sentence speaks of what it n
 
 import numpy as np
 
-from data.miniature_set.drawing import SIGN, anatomy_of
+from data.miniature_set.drawing import SIGN, Frontal, patient_of
 from data.miniature_set.text import DrawnStudy, Finding
 from modules.text.regions import REGIONS
 
@@ -61,15 +61,22 @@ def box_of(mask, threshold: float = 0.3) -> list[float] | None:
     return [round(float(corner), 4) for corner in corners]
 
 
+def _box_of_region(mask: np.ndarray) -> list[float]:
+    box = box_of(mask)
+    assert box is not None, "every region lies in the frontal image"
+    return box
+
+
 def region_boxes(study: DrawnStudy, image_size: int) -> dict[str, list[float]]:
     """{region: x0 y0 x1 y1 in fractions of the frontal image} of all 29 regions."""
-    body = anatomy_of(study, "frontal", image_size, study.findings)
+    measures, heart_scale = patient_of(study, study.findings)
+    body = Frontal(measures, image_size, heart_scale)
     x, y = body.x, body.y
     masks = {"cardiac silhouette": body.heart, "aortic arch": body.knob(), "svc": body.veins(), "spine": body.column(),
              "trachea": body.windpipe()}  # fmt: skip
     for side in SIDES:
         lung = body.lung[side]
-        x0, top, x1, bottom = box_of(lung)
+        x0, top, x1, bottom = _box_of_region(lung)
         third = (bottom - top) / 3
         for number, zone in enumerate(("upper", "mid", "lower")):
             masks[f"{side} {zone} lung zone"] = lung * (y >= top + number * third) * (y < top + (number + 1) * third)
@@ -78,7 +85,7 @@ def region_boxes(study: DrawnStudy, image_size: int) -> dict[str, list[float]]:
         masks[f"{side} clavicle"] = body.collar_bones() * (SIGN[side] * (x - body.cx) > 0)
         across = (body.depth[side] > body.inner[side]) & (body.depth[side] < body.outer[side])
         masks[f"{side} hemidiaphragm"] = across * (np.abs(y - body.floor[side]) < 0.03)
-    boxes = {region: box_of(mask) for region, mask in masks.items()}
+    boxes = {region: _box_of_region(mask) for region, mask in masks.items()}
     for side, sign in SIGN.items():
         x0, top, x1, bottom = boxes[f"{side} lung"]
         corner = (x0, x0 + 0.10) if sign < 0 else (x1 - 0.10, x1)

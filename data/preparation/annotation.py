@@ -94,7 +94,8 @@ def compare_ids(rows: Mapping[str, list[dict]], path: Path) -> str:
         )
     theirs = [row[header.index(column)] for row in table[1:]] if column else [row[0] for row in table]
     theirs = list(dict.fromkeys(theirs))
-    ours = {split: [str(row[ID_KEYS.get(column, "id")]) for row in listed] for split, listed in rows.items()}
+    key = ID_KEYS[column] if column else "id"
+    ours = {split: [str(row[key]) for row in listed] for split, listed in rows.items()}
     split = max(SPLITS, key=lambda name: len(set(ours[name]) & set(theirs)))
     mine = list(dict.fromkeys(ours[split]))
     shared = set(mine) & set(theirs)

@@ -23,7 +23,7 @@ def read_chexpert_plus(table: str | Path, images: str | Path | None) -> Source:
     """
     rows = read_columns(table, _COLUMNS)
     studies: dict[str, SourceStudy] = {}
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for path, lateral, projection, order, split, *texts in zip(*(rows[name].tolist() for name in _COLUMNS)):
         found = _PATH.fullmatch(path)
         if not found:

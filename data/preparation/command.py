@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data.preparation.annotation import (
     check_out,
@@ -41,7 +42,7 @@ _SHOWN = 5
 class Preset:
     """Rules of a published preparation, the rows it has by split (several joined by +), its hashes, a word on it."""
 
-    rules: Mapping[str, object]
+    rules: Mapping[str, Any]
     expected: Mapping[str, int] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     note: str = ""

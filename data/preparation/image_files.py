@@ -75,6 +75,7 @@ class ImageArchive:
         folder.mkdir(parents=True, exist_ok=True)
         for number, (name, stream) in enumerate(self._members(set(paths))):
             target = folder / f"{number}{os.path.splitext(name)[1]}"
+            assert stream is not None  # `_members` opens what is wanted
             with open(target, "wb") as file:
                 shutil.copyfileobj(stream, file)
             yield name, target

@@ -60,7 +60,7 @@ def _openi_studies(reports: Path) -> dict[int, SourceStudy]:
         number = re.fullmatch(r"CXR(\d+)", mark.get("id", "") if mark is not None else "")
         if not number:
             raise InputError(f"{reports}: {name} has no uId such as CXR1")
-        texts = {text.get("Label"): "".join(text.itertext()) for text in root.iter("AbstractText")}
+        texts = {text.get("Label", ""): "".join(text.itertext()) for text in root.iter("AbstractText")}
         images = [image.get("id", "") for image in root.iter("parentImage")]
         studies[int(number[1])] = _study(int(number[1]), texts, images, f"{reports}: {name}")
     if not studies:
@@ -76,8 +76,8 @@ def _xml_files(reports: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(reports) as archive:
             for member in archive:
-                if member.isfile() and member.name.endswith(".xml"):
-                    yield member.name, archive.extractfile(member).read()
+                if member.name.endswith(".xml") and member.isfile() and (file := archive.extractfile(member)):
+                    yield member.name, file.read()
     except FileNotFoundError:
         raise InputError(f"--reports: no file {reports}") from None
     except (OSError, EOFError, tarfile.TarError) as error:

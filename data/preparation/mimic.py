@@ -64,7 +64,7 @@ def read_mimic(
     files = [path for path in (split_path, metadata_path) if path]
     images = ImageFolder(_image_root(folders)) if with_images else None
     studies = _studies(split_path, metadata_path)
-    counts = Counter()
+    counts: Counter[str] = Counter()
     if metadata_path is None:
         counts["studies without metadata: no view, no time, no earlier study"] = len(studies)
     if sections_csv:
@@ -148,7 +148,9 @@ def _reports(folders: Sequence[Path]) -> Path:
     )
 
 
-def read_reports(where: Path, studies: Sequence[int], workers: int, counts: Counter) -> dict[int, dict[str, str]]:
+def read_reports(
+    where: Path, studies: Sequence[int | str], workers: int, counts: Counter
+) -> dict[int | str, dict[str, str]]:
     """{study: sections of KEPT, and the conclusion of the 54} of the reports in a zip or a folder, each read once.
 
     counts: takes reports without a study, files that are no UTF-8, reports with an addendum on top.
@@ -162,11 +164,11 @@ def read_reports(where: Path, studies: Sequence[int], workers: int, counts: Coun
             raise InputError(f"{where} cannot be read: {error}; fetch it again") from error
     else:
         names = [path.relative_to(where).as_posix() for path in where.glob("p1[0-9]/p*/s*.txt")]
-    numbered = [(int(found[1]), name) for name in names if (found := _REPORT.search(name))]
+    numbered = [(int(match[1]), name) for name in names if (match := _REPORT.search(name))]
     counts["reports without a study in the split table"] = sum(study not in known for study, _ in numbered)
     numbered = [(study, name) for study, name in numbered if study in known]
     chunks = [numbered[first : first + _CHUNK] for first in range(0, len(numbered), _CHUNK)]
-    found: dict[int, dict[str, str]] = {}
+    found: dict[int | str, dict[str, str]] = {}
     bar = tracked(total=len(numbered), desc="reports")
     with ProcessPoolExecutor(workers) if workers > 1 else _Here() as pool, bar:
         for part in pool.map(_read_chunk, repeat(where), chunks):
@@ -215,7 +217,7 @@ def _read_chunk(where: Path, chunk: Sequence[tuple[int, str]]) -> list[tuple[int
     return made
 
 
-def _sections_table(path: Path) -> dict[int, dict[str, str]]:
+def _sections_table(path: Path) -> dict[int | str, dict[str, str]]:
     """{study: sections} of a CSV with study_id (or the official table's study, with an s before it)."""
     header = pandas.read_csv(path, nrows=0).columns if path.is_file() else []
     key = "study" if "study" in header and "study_id" not in header else "study_id"
@@ -230,7 +232,7 @@ def _sections_table(path: Path) -> dict[int, dict[str, str]]:
 
 
 def _add_texts(
-    studies: list[SourceStudy], texts: dict[int, dict[str, str]], custom_rules: str, counts: Counter
+    studies: list[SourceStudy], texts: dict[int | str, dict[str, str]], custom_rules: str, counts: Counter
 ) -> None:
     for study in studies:
         sections = texts.get(study.study_id)

@@ -23,7 +23,8 @@ def read_padchest_gr(
         ["StudyID", "ImageID"]
     )
     listed = {(study, image): (split, patient) for study, image, split, patient in table.itertuples(index=False)}
-    studies, counts = [], Counter()
+    studies = []
+    counts: Counter[str] = Counter()
     for number, entry in enumerate(_entries(Path(reports))):
         key = (str(entry.get("StudyID", "")), str(entry.get("ImageID", "")))
         if key not in listed:
@@ -56,8 +57,8 @@ def _finding(finding: dict, language: str, where: str) -> dict:
         raise InputError(f"{where}: a finding without sentence_{language}")
     kept = {name: finding.get(name) for name in KEPT}
     for name in KEPT[-2:]:
-        kept[name] = kept[name] or []
-        sides = [side for box in kept[name] for side in (box if isinstance(box, list) and len(box) == 4 else [None])]
+        boxes = kept[name] = kept[name] or []
+        sides = [side for box in boxes for side in (box if isinstance(box, list) and len(box) == 4 else [None])]
         if not all(isinstance(side, (int, float)) for side in sides):
             raise InputError(f"{where}: {name} are not lists of x1, y1, x2, y2")
     return {"sentence": sentence.strip(), **kept}

@@ -20,7 +20,8 @@ def read_rexgradient(folder: str | Path, images: str | Path | None) -> Source:
     tables = [Path(folder) / "metadata" / f"{split}_metadata.csv" for split in SPLITS]
     if not any(path.is_file() for path in tables):
         raise InputError(f"no metadata/train_metadata.csv in {folder}")
-    studies, files, counts = [], [], Counter()
+    studies, files = [], []
+    counts: Counter[str] = Counter()
     for (name, split), table in zip(SPLITS.items(), tables):
         if not table.is_file():
             counts[f"no {table.name}: no {split} studies"] += 1

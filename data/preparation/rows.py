@@ -172,7 +172,7 @@ def _row(
     rules: Rules,
     earlier: Mapping[int | str, int | str],
 ) -> dict:
-    row = {"id": row_id, "study_id": study.study_id}
+    row: dict[str, object] = {"id": row_id, "study_id": study.study_id}
     if study.subject_id is not None:
         row["subject_id"] = study.subject_id
     row |= {"report": text, "image_path": [target for _, target in images], "split": split}
@@ -203,7 +203,7 @@ def earlier_studies(studies: Iterable[SourceStudy]) -> dict[int | str, int | str
     return found
 
 
-def _splits(studies: Sequence[SourceStudy], rules: Rules) -> list[str | None]:
+def _splits(studies: Sequence[SourceStudy], rules: Rules) -> Sequence[str | None]:
     """The split of each study: the official one, or one cut by patient."""
     official = [study.split for study in studies]
     if rules.split != "official":
@@ -229,7 +229,8 @@ def shares_of(text: str) -> tuple[float, float, float]:
         shares = []
     if len(shares) != 3 or min(shares) < 0 or not sum(shares):
         raise InputError(f"--split {text}: give official, or shares of train, val and test such as 7:1:2")
-    return tuple(share / sum(shares) for share in shares)
+    train, val, test = (share / sum(shares) for share in shares)
+    return train, val, test
 
 
 def cut_by_patient(studies: Sequence[SourceStudy], shares: tuple[float, float, float], seed: int) -> list[str]:

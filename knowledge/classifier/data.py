@@ -70,7 +70,8 @@ class HeldImages(Dataset):
 
 @cache
 def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+    return mean, std
 
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:

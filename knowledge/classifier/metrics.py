@@ -53,7 +53,7 @@ def measure(truth: np.ndarray, probabilities: np.ndarray, thresholds, labels, *,
     sampled = draw.multinomial(len(truth), np.full(len(truth), 1 / len(truth)), size=rounds)
     counts = np.concatenate([np.ones((1, len(truth))), sampled])
     result: dict = {"studies": len(truth), "bootstrap": rounds, "macro": {}, "labels": {}}
-    rows = {"auroc": [], "ap": [], "f1": []}
+    rows: dict[str, list] = {"auroc": [], "ap": [], "f1": []}
     for k, label in enumerate(labels):
         known = truth[:, k] >= 0
         real, said = truth[known, k] == 1, probabilities[known, k] > thresholds[k]

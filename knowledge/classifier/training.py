@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,10 +76,12 @@ class ClassifierTrainer:
             for parameter in bot.classifier.stem_parameters():
                 parameter.requires_grad_(False)
         named = [(p.dim() < 2, p) for p in bot.classifier.parameters() if p.requires_grad]
-        groups = [{"params": [p for flat, p in named if not flat]},
+        groups: list[dict[str, Any]] = [{"params": [p for flat, p in named if not flat]},
                   {"params": [p for flat, p in named if flat], "weight_decay": 0.0}]  # fmt: skip
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay)
-        self.epoch, self.best, self.history = 0, None, []
+        self.epoch = 0
+        self.best: dict[str, Any] = {}
+        self.history: list[dict] = []
 
     def fit(self) -> dict:
         """Train to the last epoch; the bot then holds the best epoch's weights, its thresholds and is on the CPU.
@@ -94,7 +97,7 @@ class ClassifierTrainer:
             row = {"epoch": self.epoch, "train_loss": loss, "val_loss": val_loss, "val_macro_auroc": auroc}
             row["seconds"] = round(time.perf_counter() - start, 2)
             self.history.append(row)
-            won = self.best is None or (auroc, -val_loss) > (self.best["auroc"], -self.best["loss"])
+            won = not self.best or (auroc, -val_loss) > (self.best["auroc"], -self.best["loss"])
             if won:
                 weights = {k: v.detach().cpu().clone() for k, v in self.bot.classifier.net.state_dict().items()}
                 self.best = {"auroc": auroc, "loss": val_loss, "epoch": self.epoch, "weights": weights}
@@ -302,7 +305,7 @@ def train(args, job: Job, data: ClassifierData, device, out: Path) -> None:
 def _measured(scores: Path, out: Path, args, data: ClassifierData) -> bool:
     """Whether the figures in `scores` are those of `out` on the images and labels of --eval_split."""
     found = read_manifest(scores.with_suffix("")) if scores.is_file() else None
-    return bool(found) and found.get("of") == _evaluation_key(out, args, data)
+    return found is not None and found.get("of") == _evaluation_key(out, args, data)
 
 
 def _evaluation_key(out: Path, args, data: ClassifierData) -> dict:

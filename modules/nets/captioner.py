@@ -6,6 +6,7 @@ may change the patches before the encoder, the words before the decoder, and con
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +19,8 @@ from modules.precision import at_least_float32
 PLACES = 5000  # sinusoidal positions, as published
 
 
-class Norm(nn.Module):
-    """weight (x - mean) / (std + 1e-6) + bias with the unbiased standard deviation: not PyTorch's LayerNorm."""
+class Scaled(nn.Module):
+    """What Norm and norms that are given a condition share: weight, bias and the normed x."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -28,6 +29,10 @@ class Norm(nn.Module):
     def normed(self, x: torch.Tensor) -> torch.Tensor:
         x = at_least_float32(x)
         return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6)
+
+
+class Norm(Scaled):
+    """weight (x - mean) / (std + 1e-6) + bias with the unbiased standard deviation: not PyTorch's LayerNorm."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.weight * self.normed(x) + self.bias
@@ -65,6 +70,9 @@ class Captioner(nn.Module):
     padding = bos = eos = 0
     padding_ends = True
     conditional = False  # whether the decoder's norms are given the condition
+    places: torch.Tensor
+    encoder: Any  # of EncoderLayer, and
+    decoder: Any  # of DecoderLayer; nn.ModuleList does not say of what
 
     def __init__(
         self,
@@ -252,8 +260,9 @@ class Captioner(nn.Module):
     def step(self, tokens: torch.Tensor, memory: dict, cache: WordCache | None) -> tuple[torch.Tensor, WordCache]:
         """The next word of each beam: tokens [B, K] (the last ones written) -> logits [B, K, vocab_size], cache."""
         if cache is None:
-            sizes = {"layers": len(self.decoder), "beams": tokens.shape[1], "length": self.max_tokens}
-            cache = WordCache(memory["keys.0"], **sizes)
+            cache = WordCache(
+                memory["keys.0"], layers=len(self.decoder), beams=tokens.shape[1], length=self.max_tokens
+            )
             cache.bank = self.bank()
         words = self.embed(tokens, self.places[cache.at])
         condition, cache.state = self.condition_step(words, cache.state)

@@ -67,11 +67,11 @@ class ConvAttention(nn.Module):
         """x [N, (1 +) h w, D] -> the same shape."""
         token, patches = x.split((x.shape[1] - height * width, height * width), 1)
         grid = patches.mT.unflatten(2, (height, width))
-        heads = [
+        q, k, v = (
             part(token, grid).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.query, self.key, self.value)
-        ]
-        return self.out(F.scaled_dot_product_attention(*heads, scale=self.scale).transpose(1, 2).flatten(2))
+        )
+        return self.out(F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -122,9 +122,11 @@ class CvT(nn.Module):
         self.width, self.stages = size.widths[-1], nn.ModuleList()
         for number, (width, blocks, heads) in enumerate(zip(size.widths, size.blocks, size.heads)):
             drops = torch.linspace(0, size.drop_path if number == last else 0, blocks).tolist()
-            self.stages.append(Stage(channels, width, heads, drops, norm, first=number == 0, token=number == last))
+            stage = Stage(channels, width, heads, drops, norm, first=number == 0, token=number == last)
+            self.stages.append(stage)
             channels = width
-        nn.init.trunc_normal_(self.stages[last].token, std=0.02)
+        if stage.token is not None:  # the last one's
+            nn.init.trunc_normal_(stage.token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

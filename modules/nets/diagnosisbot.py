@@ -68,6 +68,8 @@ class DiagnosisBot(nn.Module):
     labels: K names in the order of the outputs. thresholds: float [K]. side: image side S in pixels.
     """
 
+    thresholds: torch.Tensor
+
     def __init__(self, backbone: str, labels: tuple[str, ...], thresholds, side: int = 224) -> None:
         super().__init__()
         self.backbone, self.labels, self.side = backbone, tuple(labels), side

@@ -67,7 +67,7 @@ class EfficientNetLite0(nn.Module):
             match = re.match(r"_blocks\.(\d+)\._(expand_conv|bn0|depthwise_conv|bn1|project_conv|bn2)\.(.*)", key)
             if match:
                 block, part, leaf = int(match[1]), match[2], match[3]
-                layers = self.blocks[block].layers
+                layers = self.blocks[block].get_submodule("layers").children()
                 convolutions = [n for n, layer in enumerate(layers) if isinstance(layer, Conv2dNormActivation)]
                 names = ("expand_conv", "depthwise_conv", "project_conv"), ("bn0", "bn1", "bn2")
                 kind = 0 if part in names[0] else 1

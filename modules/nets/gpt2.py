@@ -6,6 +6,7 @@ feed-forward part. Source: Radford et al. 2019; names and numbers of the files a
 
 import math
 import re
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +31,8 @@ class FeedForward(nn.Module):
 
 class GPT2(nn.Module):
     """Tokens and patches -> logits; the output layer is the word embedding. Dropout at four places, as published."""
+
+    layers: Any  # of DecoderLayer; nn.ModuleList does not say of what
 
     def __init__(
         self, *, vocab_size: int, width: int = 768, heads: int = 12, inner: int = 3072, layers: int = 6, dropout: float = 0.1

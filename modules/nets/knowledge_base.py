@@ -32,6 +32,11 @@ class KnowledgeBase(nn.Module):
     diagnosis gets the mean of its labels' entries). reports: per entry {"id", "report", "studies"}, for people.
     """
 
+    keys: torch.Tensor
+    ids: torch.Tensor | None  # None: `entries` are there, else the embedding layer's four tensors
+    entries: torch.Tensor
+    word: torch.Tensor
+
     def __init__(
         self, keys, *, entries=None, ids=None, layer=None, sizes=None, kind="vector", reports=None, facts=None
     ):
@@ -59,10 +64,10 @@ class KnowledgeBase(nn.Module):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(N entries, L positions, D width)."""
-        return (
-            len(self.keys),
-            *(self.entries.shape[1:] if self.ids is None else (self.ids.shape[1], self.word.shape[1])),
-        )
+        if self.ids is None:
+            length, width = self.entries.shape[1:]
+            return len(self.keys), length, width
+        return len(self.keys), self.ids.shape[1], self.word.shape[1]
 
     @torch.no_grad()
     def nearest(self, diagnosis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

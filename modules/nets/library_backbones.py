@@ -34,6 +34,9 @@ class LibraryBackbone(nn.Module):
     InputError where the library is missing, does not know the model, or the model gives no such map.
     """
 
+    scale: torch.Tensor
+    shift: torch.Tensor
+
     def __init__(self, name: str) -> None:
         super().__init__()
         kind, _, self.source = name.partition(":")
@@ -117,7 +120,8 @@ class LibraryBackbone(nn.Module):
         if not any(wrong):
             net.pooler = None
             self.net.load_state_dict(net.float().state_dict())
-        return tuple(wrong)
+        missing, unexpected, mismatched = wrong
+        return missing, unexpected, mismatched
 
 
 def _some(names: set) -> str:

@@ -29,7 +29,7 @@ def load_strictly(module: nn.Module, state: dict, source: str) -> None:
         raise InputError(f"weights {source} do not fit: {str(error)[:600]}") from error
 
 
-def load_backbone(body: nn.Module, name: str, weights: str, *, weights_dir: str | None = None, offline: bool = False):
+def load_backbone(body, name: str, weights: str, *, weights_dir: str | None = None, offline: bool = False):
     """Fill a backbone: weights = "imagenet", "none" (random, with a warning) or the path of a state_dict file."""
     if is_library(name):
         body.load_weights(weights)

@@ -4,6 +4,7 @@ B studies, V views, h x w patches of a view, R regions of a study, n positions o
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -78,13 +79,13 @@ class CrossRegions(nn.Module):
 
     def forward(self, scales: list[torch.Tensor], masks: list[torch.Tensor] | None = None) -> list[torch.Tensor]:
         """Regions of each scale [B, R_s, n_s, D] -> the same shapes; masks: bool [B or 1, R_s, n_s], True = a real position."""
-        masks = masks or [None] * len(scales)
+        known: Sequence[torch.Tensor | None] = masks or [None] * len(scales)
         logits = [at_least_float32(x @ self.phi) for x in scales]
-        combined = [_over_positions(fit, mask).to(x.dtype).mT @ x for x, fit, mask in zip(scales, logits, masks)]
+        combined = [_over_positions(fit, mask).to(x.dtype).mT @ x for x, fit, mask in zip(scales, logits, known)]
         slots = torch.cat(combined, 1).transpose(1, 2)  # B, k, R, D
-        real = None if masks[0] is None else torch.cat([m.any(-1).expand(len(slots), -1) for m in masks], 1)
+        real = None if masks is None else torch.cat([m.any(-1).expand(len(slots), -1) for m in masks], 1)
         slots = self._attend(slots, real).transpose(1, 2).split([x.shape[1] for x in scales], 1)
-        return [_shares(fit, mask).to(slot.dtype) @ slot for fit, mask, slot in zip(logits, masks, slots)]
+        return [_shares(fit, mask).to(slot.dtype) @ slot for fit, mask, slot in zip(logits, known, slots)]
 
     def _attend(self, slots: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
         """Slots [B, k, R, D] of regions that exist where real [B, R] -> [B, k, R, D]."""
@@ -150,7 +151,8 @@ class LMCA(nn.Module):
 
     def forward(self, x: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
         """outside: bool [B, V, h, w], the grid of the patches, True = an absent view; the flat layout reads its shape alone."""
-        shape, sizes = tuple(outside.shape[1:]), self.sizes
+        _, views, high, wide = outside.shape
+        shape, sizes = (views, high, wide), self.sizes
         masks = None
         if sizes:
             masks = [cut(~outside[..., None], size)[..., 0] for size in sizes]
@@ -160,7 +162,7 @@ class LMCA(nn.Module):
         ys = [x] * len(sizes)
         if len(self.regions):
             ys = [x + self.within(number, x, shape, size, masks) for number, size in enumerate(sizes)]
-        if self.cross is not None:
+        if self.cross is not None and self.cross_norm is not None:
             scales = [cut(_grid(self.cross_norm(y), shape), size) for y, size in zip(ys, sizes)]
             answers = self.cross(scales, masks)
             ys = [y + _patches(a, shape, size, x.shape[1]) for y, a, size in zip(ys, answers, sizes)]

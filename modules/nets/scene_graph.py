@@ -78,6 +78,8 @@ class AttributeHeads(nn.Module):
 class GraphEncoder(nn.Module):
     """A sub-graph (a region and its attributes) -> one vector: self-attention over the nodes, then their maximum."""
 
+    starts: torch.Tensor
+
     def __init__(self, width: int, sizes: tuple[int, ...], out: int, *, layers: int, **shape) -> None:
         """sizes: attributes per region; shape: the keywords of EncoderLayer."""
         super().__init__()

@@ -75,7 +75,8 @@ class Attention(nn.Module):
 @contextmanager
 def watched(attentions: Iterable[Attention]) -> Iterator[list[torch.Tensor]]:
     """Collects what these (not causal) attentions look at inside the `with`: per call [B, L, S], mean over the heads."""
-    attentions, seen = list(attentions), []
+    attentions = list(attentions)
+    seen: list[torch.Tensor] = []
     for attention in attentions:
         attention.seen = seen
     try:
@@ -176,7 +177,9 @@ class WordCache:
         self.rows = [like.new_zeros(studies, heads, length * beams, depth) for _ in range(2 * layers)]
         self.slots = torch.arange(beams, device=like.device)
         self.origin = self.slots[:, None].repeat(studies, 1, length)
-        self.at, self.state, self.bank = 0, [], ()
+        self.at = 0
+        self.state: list[torch.Tensor] = []
+        self.bank: tuple[torch.Tensor, ...] = ()
 
     def layers(self) -> Iterator[Callable]:
         """Per layer: a function that takes the new word's keys and values [B, heads, K, d], and returns those of all words

@@ -56,14 +56,14 @@ def build_backbone(name: str, *, frozen_norm: bool, dilate: bool = False) -> tup
     if name == "efficientnet_lite0":
         return EfficientNetLite0(norm), EfficientNetLite0.width
     if name in CVT_SIZES:
-        body = CvT(name, norm)
-        return body, body.width
+        cvt = CvT(name, norm)
+        return cvt, cvt.width
     if name in swin.SIZES:
-        body = swin.Swin(name)
-        return body, body.width
+        own = swin.Swin(name)
+        return own, own.width
     if is_library(name):
-        body = LibraryBackbone(name)
-        return (_freeze_norms(body) if frozen_norm else body), body.width
+        library = LibraryBackbone(name)
+        return (_freeze_norms(library) if frozen_norm else library), library.width
     raise InputError(f"--visual_extractor {name}: unknown, choose from {', '.join(BACKBONES)}, timm:NAME, hf:FOLDER")
 
 

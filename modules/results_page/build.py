@@ -172,7 +172,8 @@ NAMED = re.compile(r"(.*?)(?: (\d(?:\.\d+)?))?")  # a name, and its probability 
 
 def named(text: str) -> list:
     """ "left lung 0.98" -> ["left lung", 0.98]; None where no probability stands there."""
-    name, value = NAMED.fullmatch(text.strip()).groups()
+    found = NAMED.fullmatch(text.strip())
+    name, value = found.groups() if found else (text, None)
     return [name, None if value is None else float(value)]
 
 

@@ -97,5 +97,6 @@ def detail_words(found: dict[str, set[str]]) -> str:
     """The details of a finding for people: "left; lower; small or mild"."""
     order = {value: place for rows in DETAILS.values() for place, value in enumerate(rows)}
     both = {"left", "right"}
-    shown = ("both sides" if found[kind] == both else " and ".join(sorted(found[kind], key=order.get)) for kind in DETAILS)
+    named = (sorted(found[kind], key=lambda value: order.get(value, -1)) for kind in DETAILS)
+    shown = ("both sides" if set(values) == both else " and ".join(values) for values in named)
     return "; ".join(filter(None, shown))

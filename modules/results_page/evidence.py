@@ -178,8 +178,8 @@ def write_images(path: str | Path, images: Mapping[str, Sequence[str]], folder: 
     plain = SimpleNamespace(augment=whole, image_dir=folder, mask_rule=None, needs=())
 
     def row(name: str) -> dict:
-        facts = {"side": side, "dataset": plain, "open_image": open_image}
-        return {"id": name, "images": [image_row(p, seen=None, **facts) for p in images[name]], "attention": None}
+        shown = [image_row(p, seen=None, side=side, dataset=plain, open_image=open_image) for p in images[name]]
+        return {"id": name, "images": shown, "attention": None}
 
     write_rows(path, list(images), row)
 

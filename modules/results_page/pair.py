@@ -41,7 +41,7 @@ def write_comparison(
     names = [run_name(path) for path in paths]
     if names[0] == names[1]:
         names = [str(path) for path in paths]
-    run = {
+    run: dict = {
         "title": f"{names[0]} and {names[1]}",
         "split": split,
         "labels": CHEXPERT_14,

@@ -63,7 +63,7 @@ def positive(states: np.ndarray, rule: str) -> np.ndarray:
 def abnormal(states: np.ndarray) -> np.ndarray:
     """Bool [B]: studies with any finding, stated or uncertain; support devices alone are none."""
     diseases = [i for i, label in enumerate(CHEXPERT_14) if label not in (NO_FINDING, *NOT_A_DISEASE)]
-    return positive(states, "u1")[:, diseases].any(1)
+    return np.asarray(positive(states, "u1")[:, diseases].any(1))
 
 
 def clinical_statistics(labeler: str, reference: np.ndarray, prediction: np.ndarray) -> dict[str, Statistic]:
@@ -74,15 +74,15 @@ def clinical_statistics(labeler: str, reference: np.ndarray, prediction: np.ndar
         # hits, predicted, expected: [B, 3 x 14]
         counts = np.concatenate([expected & predicted, predicted, expected], axis=1).astype(np.float64)
         for name, labels in LABEL_SETS.items():
-            labels = list(labels)
-            sums = (part[:, labels].sum(1) for part in (expected & predicted, predicted, expected))
+            columns = list(labels)
+            sums = (part[:, columns].sum(1) for part in (expected & predicted, predicted, expected))
             per_study = np.stack(_ratios(*sums), axis=1)
             examples = np.concatenate([per_study, np.ones((len(expected), 1))], axis=1)  # [B, 4]
             for number, value in enumerate(VALUES):
                 key = f"ce/{labeler}/{name}/{{}}/{rule}/{value}".format
-                found[key("micro")] = Statistic(counts, partial(_micro, labels=labels, number=number))
-                macro = partial(_macro, labels=labels, number=number)
-                found[key("macro")] = Statistic(counts, macro, partial(macro, held=expected[:, labels].any(0)))
+                found[key("micro")] = Statistic(counts, partial(_micro, labels=columns, number=number))
+                macro = partial(_macro, labels=columns, number=number)
+                found[key("macro")] = Statistic(counts, macro, partial(macro, held=expected[:, columns].any(0)))
                 found[key("example")] = Statistic(examples, partial(_mean, number=number))
     order = [f"ce/{labeler}/{n}/{a}/{r}/{v}" for n in LABEL_SETS for a in AVERAGES for r in RULES for v in VALUES]
     return {key: found[key] for key in order}

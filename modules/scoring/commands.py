@@ -179,8 +179,8 @@ def compare_files(args) -> None:
         a, b = (measure_all([without_baselines(row) for row in rows], meteor=meteor, **settings) for rows in both)
     # a file of another program may lack the columns that say which rows share a study
     units = max((units_of(rows, args.resample_by) for rows in both), key=lambda units: len(units.of_row) - units.count)
-    known = [{key: one for key, one in side[0].items() if one is not None} for side in (a, b)]
-    found = paired_differences(*known, args.bootstrap, units.of_row)
+    ours, theirs = ({key: one for key, one in side[0].items() if one is not None} for side in (a, b))
+    found = paired_differences(ours, theirs, args.bootstrap, units.of_row)
     print(comparison_table(found, args.compare, args.protocols, units))
     for path in args.compare:
         print_marks(read_facts(path, args.split), f"{path}: ")

@@ -5,6 +5,8 @@ Of N reports and their references, for greedy reports and for samples apart; doc
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from modules.scoring.clinical import STATES, label_by_rules
 from modules.scoring.metrics import prepare
 from modules.scoring.rewards import FINDINGS
@@ -64,7 +66,7 @@ def detail_f1(references: Sequence[str], texts: Sequence[str]) -> dict[str, floa
 
 
 def report_facts(references: Sequence[str], texts: Sequence[str], ended: Sequence[bool], entropy: Sequence[float],
-                 cider: Sequence[float]) -> dict[str, float]:  # fmt: skip
+                 cider: Sequence[float] | np.ndarray) -> dict[str, float]:  # fmt: skip
     """text_facts and detail_f1 beside `cut` (share that EOS did not end), `entropy` (nats per word) and `cider`."""
     count = len(texts)
     means = {"cut": 1 - sum(ended) / count, "entropy": sum(entropy) / count, "cider": sum(cider) / count}

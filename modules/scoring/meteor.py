@@ -60,8 +60,8 @@ def find_java() -> Path | None:
         pass
     if os.environ.get("JAVA_HOME"):
         places.append(Path(os.environ["JAVA_HOME"]) / "bin" / "java")
-    if shutil.which("java"):
-        places.append(Path(shutil.which("java")))
+    if found := shutil.which("java"):
+        places.append(Path(found))
     return next((place for place in places if os.access(place, os.X_OK)), None)
 
 
@@ -134,6 +134,8 @@ class _Process(_meteor.Meteor):
         except OSError as error:
             self.errors.close()
             raise JavaFailure(f"Java does not start: {error}") from error
+        assert self.meteor_p.stdin and self.meteor_p.stdout  # both are pipes
+        self.stdin, self.stdout = self.meteor_p.stdin, self.meteor_p.stdout
         atexit.register(self.close)
 
     def measure(self, references: list[str], hypotheses: list[str]) -> tuple[float, list[float], np.ndarray]:
@@ -150,9 +152,9 @@ class _Process(_meteor.Meteor):
         hypothesis, reference, chunks, hypothesis_matched, reference_matched = counts[:, [0, 1, 20, 21, 22]].T
         same = (chunks == 1) & (hypothesis_matched == hypothesis) & (reference_matched == reference)
         counts[same, 20] = 0  # as Java does when it adds up
-        self.meteor_p.stdin.write(("EVAL ||| " + " ||| ".join(lines) + "\n").encode())
-        self.meteor_p.stdin.flush()
-        *studies, corpus = [float(self.meteor_p.stdout.readline()) for _ in range(len(lines) + 1)]
+        self.stdin.write(("EVAL ||| " + " ||| ".join(lines) + "\n").encode())
+        self.stdin.flush()
+        *studies, corpus = [float(self.stdout.readline()) for _ in range(len(lines) + 1)]
         return corpus, studies, counts
 
     def counts_of(self, pairs: list[tuple[str, str]]) -> list[str]:
@@ -165,14 +167,14 @@ class _Process(_meteor.Meteor):
 
         def write() -> None:
             try:
-                self.meteor_p.stdin.write(lines)
-                self.meteor_p.stdin.flush()
+                self.stdin.write(lines)
+                self.stdin.flush()
             except (OSError, ValueError) as error:  # Java has ended, or was closed by another thread
                 broken.append(error)
 
         writer = threading.Thread(target=write, daemon=True)
         writer.start()
-        answers = [self.meteor_p.stdout.readline().decode().strip() for _ in pairs]
+        answers = [self.stdout.readline().decode().strip() for _ in pairs]
         writer.join()
         if broken:
             raise OSError(str(broken[0]))
@@ -191,7 +193,7 @@ class _Process(_meteor.Meteor):
             return
         atexit.unregister(self.close)
         self.meteor_p.kill()
-        for pipe in (self.meteor_p.stdin, self.meteor_p.stdout):
+        for pipe in (self.stdin, self.stdout):
             try:
                 pipe.close()
             except OSError:
@@ -291,6 +293,7 @@ class Meteor:
 
     def _ask(self, references: list[str], hypotheses: list[str]) -> tuple[float, np.ndarray]:
         process = self._process
+        assert process is not None  # `_ready` has started it
         late = threading.Event()
 
         def stop() -> None:

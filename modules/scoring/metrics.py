@@ -59,8 +59,8 @@ def text_statistics(
         scorer = BleuScorer()
         for reference, hypothesis in zip(references, hypotheses):
             scorer += (hypothesis, [reference])
-        counts = [[one["testlen"], *one["reflen"], *one["guess"], *one["correct"]] for one in scorer.ctest]
-        counts = np.array(counts, dtype=np.float64)
+        found = [[one["testlen"], *one["reflen"], *one["guess"], *one["correct"]] for one in scorer.ctest]
+        counts = np.array(found, dtype=np.float64)
         for order, name in enumerate(METRICS[:4], 1):
             if name in metrics:
                 statistics[name] = Statistic(counts, partial(_bleu, order=order))
@@ -180,7 +180,7 @@ def measure(
     if own:
         meteor = Meteor()
     try:
-        if "METEOR" in metrics:
+        if meteor is not None and "METEOR" in metrics:
             meteor.start()
         with ThreadPoolExecutor(1) as beside:
             asked = {}
@@ -194,7 +194,7 @@ def measure(
                 for system, hypotheses in predicted.items():
                     key = f"{system}{protocol}"
                     texts[key] = (references, hypotheses)
-                    if "METEOR" in metrics:
+                    if meteor is not None and "METEOR" in metrics:
                         asked[key] = beside.submit(meteor.corpus_score, references, hypotheses)
             for key, (references, hypotheses) in texts.items():
                 found = text_statistics(references, hypotheses, metrics)
@@ -205,7 +205,7 @@ def measure(
                 except JavaFailure as failure:
                     notes["METEOR"] = str(failure)
     finally:
-        if own:
+        if own and meteor is not None:
             meteor.close()
     if len(rows) == 1 and "CIDEr" in metrics:
         notes["CIDEr"] = "CIDEr of a single study is 0 by definition: its word weights come from the other studies"

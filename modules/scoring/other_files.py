@@ -113,8 +113,8 @@ def _in_order(path: Path, table: list[list[str]], header: list[str], split: Spli
     if len(header) == 1 and beside.is_file():
         skip = int(header[0] in (*TEXT_COLUMNS, "0"))  # a header, or pandas' number of the column
         predictions = [row[0] for row in table[skip:]]
-        truths = read_table(beside)
-        truths = [row[0] for row in truths[int(truths[0][0].strip().lower() in (*REFERENCE_COLUMNS, "0")) :]]
+        other = read_table(beside)
+        truths = [row[0] for row in other[int(other[0][0].strip().lower() in (*REFERENCE_COLUMNS, "0")) :]]
     elif len(header) == 2 and (reference_column is None) == (text is None):
         prediction_at = header.index(text) if text else 0
         rows = table[int(text is not None) :]

@@ -76,7 +76,7 @@ class R2GenReferences:
         }
 
 
-def check_rows(rows: list[Mapping[str, str]], where: str = "predictions") -> None:
+def check_rows(rows: Sequence[Mapping[str, str]], where: str = "predictions") -> None:
     """Raises InputError unless the rows are at least one, have all COLUMNS as texts, and no id twice."""
     if not rows:
         raise InputError(f"{where}: holds no study")

@@ -10,7 +10,6 @@ Source: Koehn 2004 (bootstrap over the test set), Efron and Tibshirani 1993 (per
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -46,7 +45,8 @@ class Statistic:
         return self.of_sums(self.rows)
 
 
-class Units(NamedTuple):
+@dataclass(frozen=True)
+class Units:
     """What a resample draws: its name, how many there are, and the one each row belongs to, [B] from 0 in row order."""
 
     name: str
@@ -74,7 +74,7 @@ def units_of(rows: Sequence[Mapping[str, str]], by: str = "auto") -> Units:
     return Units("row", len(rows), np.arange(len(rows)))
 
 
-def mean_statistic(values: np.ndarray) -> Statistic:
+def mean_statistic(values: np.ndarray | Sequence[float]) -> Statistic:
     """The mean of one value per study; ROUGE-L, CIDEr (document frequencies stay those of all studies)."""
     values = np.asarray(values, dtype=np.float64)
     return Statistic(np.stack([values, np.ones_like(values)], axis=-1), lambda sums: sums[..., 0] / sums[..., 1])

@@ -104,7 +104,8 @@ class Findings:
     """
 
     def __init__(self, labeler: Labeler) -> None:
-        self.labeler, self.known = labeler, {}
+        self.labeler = labeler
+        self.known: dict[str, np.ndarray] = {}
 
     def found(self, texts: Sequence[str]) -> np.ndarray:
         """Bool [N, 13]."""
@@ -216,9 +217,9 @@ class Reward:
     def __call__(self, ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """float64 [N]."""
         values = self.values(ids, texts)
-        return sum(self.weights[name] / self.deviations[name] * value for name, value in values.items())
+        return np.sum([self.weights[name] / self.deviations[name] * value for name, value in values.items()], axis=0)
 
-    def freeze(self, values: Mapping[str, Sequence[float]]) -> None:
+    def freeze(self, values: Mapping[str, Sequence[float] | np.ndarray]) -> None:
         """Take the deviations of these values, of samples at the start. InputError where one is the same for all samples."""
         found = {name: float(np.std(values[name])) for name in self.weights}
         flat = [name for name, deviation in found.items() if not deviation > 1e-9]

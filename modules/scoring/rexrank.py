@@ -6,7 +6,7 @@ added. What is missing in an entry is the bare word NaN, which is kept. Source: 
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from modules.artefact import read_json, write_atomic, write_json
@@ -103,7 +103,7 @@ def rows_with_references(path: str | Path, section: str, cleaning: str) -> list[
 
 
 def export_rows(
-    kind: str, out: Path, rows: list[Mapping[str, str]], entries: Mapping[str, Mapping] | None
+    kind: str, out: Path, rows: Sequence[Mapping[str, str]], entries: Mapping[str, Mapping] | None
 ) -> list[Path]:
     """Write a predictions file's rows as others ask for them; returns the files.
 

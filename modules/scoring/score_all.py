@@ -88,8 +88,8 @@ def measure_all(
             statistics.update({f"{baseline}/{key}": one for key, one in found.items()})
         if not positive(states[name]["prediction"], "u1")[:, LABEL_SETS["13"]].any():
             notes[f"ce/{name}"] = "warning: no prediction states a finding: every study is called normal"
-    found, reasons = extra_statistics(extra, references, predictions, **extra_settings)
-    return statistics | found, states, notes | reasons
+    others, reasons = extra_statistics(extra, references, predictions, **extra_settings)
+    return statistics | others, states, notes | reasons
 
 
 def score_all(
@@ -163,7 +163,7 @@ def _subsets(rows, states, statistics: Mapping[str, Statistic], resamples: int, 
     parts = {"abnormal": (findings, statistics), "normal": (~findings, statistics)}
     parts |= {"earlier": (earlier, statistics), "not_earlier": (~earlier, statistics)}
     parts |= {f"label/{label}": (stated[:, i], text) for i, label in enumerate(CHEXPERT_14)}
-    found = {}
+    found: dict[str, dict] = {}
     for name, (chosen, wanted) in parts.items():
         found[name] = {"studies": int(chosen.sum())}
         if chosen.any():

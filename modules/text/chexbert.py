@@ -9,7 +9,9 @@ Differs: reports are batched by length; no dropout, as the labeler is only read.
 
 import unicodedata
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -113,21 +115,24 @@ class _Named(nn.Module):
         for name, part in parts.items():
             this.add_module(name, part)
 
+    if TYPE_CHECKING:  # what the names are, the call says
+
+        def __getattr__(self, name: str) -> Any: ...
+
 
 class _Layer(nn.Module):
     """One BERT layer, post-norm. states [B, L, D], seen [B, 1, 1, L] bool -> [B, L, D]."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        norm = {"eps": 1e-12}
-        linear = nn.Linear
+        linear, norm = nn.Linear, partial(nn.LayerNorm, eps=1e-12)
         self.heads = max(1, width // HEAD_WIDTH)
         self.attention = _Named(
             self=_Named(query=linear(width, width), key=linear(width, width), value=linear(width, width)),
-            output=_Named(dense=linear(width, width), LayerNorm=nn.LayerNorm(width, **norm)),
+            output=_Named(dense=linear(width, width), LayerNorm=norm(width)),
         )
         self.intermediate = _Named(dense=linear(width, hidden))
-        self.output = _Named(dense=linear(hidden, width), LayerNorm=nn.LayerNorm(width, **norm))
+        self.output = _Named(dense=linear(hidden, width), LayerNorm=norm(width))
 
     def forward(self, states, seen):
         inner, outer = self.attention.get_submodule("self"), self.attention.output

@@ -55,7 +55,7 @@ class Corpus:
         """The reports at `places`, in that order."""
         rows = [self.flat[self.starts[place] : self.starts[place + 1]] for place in places]
         starts = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-        kept, flat = np.unique(np.concatenate(rows), return_inverse=True) if rows else ([], np.zeros(0))
+        kept, flat = np.unique(np.concatenate(rows), return_inverse=True) if rows else (np.zeros(0, int),) * 2
         return Corpus([self.words[number] for number in kept], flat.astype(np.int32), starts, rule=self.rule)
 
     def padded(self, tokenizer, length: int) -> np.ndarray:
@@ -79,8 +79,7 @@ class Corpus:
     def save(self, path: str | Path) -> None:
         """Write whole or not at all."""
         facts = {"words": "\n".join(self.words), "flat": self.flat, "starts": self.starts, "rule": self.rule}
-        facts["checksum"] = _sum_of(facts)
-        write_atomic(path, lambda temporary: _save(temporary, facts))
+        write_atomic(path, lambda temporary: _save(temporary, {**facts, "checksum": _sum_of(facts)}))
 
 
 def _sum_of(facts: dict) -> int:

@@ -424,7 +424,8 @@ for _label in {**FINDINGS, **NORMAL}:
 def find_cues(text: str) -> list[tuple[int, int, tuple[str, ...]]]:
     """[(start, end, kinds)] of a clause in lower case, from left to right; 'comma' and 'predicate' are kinds too."""
     words = [(match.start(), match.end(), match.group()) for match in WORD.finditer(text)]
-    cues, i = [], 0
+    cues: list[tuple[int, int, tuple[str, ...]]] = []
+    i = 0
     while i < len(words):
         start, end, word = words[i]
         node, j, kinds, last = CUE_TREE.get(word), i, None, i

@@ -193,11 +193,11 @@ def _read_part(part: str, clause: str, statements: list) -> list[Gain]:
         gains += [Gain(region, name, words, "") for region in regions for name in dict.fromkeys(names)]
     called = CALLED_NORMAL.search(part)
     if called and not any(state != "negative" for _, state, _, _ in statements):
-        places, regions = places_of(part)
+        every, sides = places_of(part)
         bones = ["spine", "right clavicle", "left clavicle"] if BONES.search(part) else []
-        zones = [place for place in places if place.endswith("zone")]
-        places = tuple(place for place in places if not (place == "lung" and (zones or regions)))
-        for region in dict.fromkeys(with_lungs([*regions, *sided(places, part)]) + bones):
+        zones = [place for place in every if place.endswith("zone")]
+        places = tuple(place for place in every if not (place == "lung" and (zones or sides)))
+        for region in dict.fromkeys(with_lungs([*sides, *sided(places, part)]) + bones):
             gains.append(Gain(region, "normal", called.group(), ""))
     return gains
 

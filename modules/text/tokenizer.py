@@ -50,7 +50,7 @@ class Tokenizer:
         known = isinstance(content, (dict, list)) and all(isinstance(word, str) for word in content)
         if not known or any(type(number) is not int for number in numbers):
             raise InputError(f"--vocab_path {path}: expected a list of words, or an object from word to id")
-        words = sorted(content, key=content.get) if isinstance(content, dict) else content
+        words = sorted(content, key=content.__getitem__) if isinstance(content, dict) else content
         tokenizer = cls(words, cleaning=cleaning, **marks)
         if isinstance(content, dict) and content != tokenizer.ids:
             raise InputError(f"--vocab_path {path}: ids must run from {tokenizer.first} without a gap")

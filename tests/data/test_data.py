@@ -274,3 +274,10 @@ def test_views_of_a_study(tmp_path):
         for ours, known in zip(views(paths), expected, strict=True):
             assert np.array_equal(np.asarray(ours.convert("RGB")), np.asarray(known.convert("RGB")))
         assert len(views(paths[:1])) == 2
+
+    for cache in caches.values():  # damaged after it was opened: the files are decoded again
+        pixels = cache.folder / "pixels.bin"
+        with open(pixels, "r+b") as file:
+            file.write(b"\xff" * (pixels.stat().st_size - 1))
+    for ours, known in zip(views(paths), expected, strict=True):
+        assert np.array_equal(np.asarray(ours.convert("RGB")), np.asarray(known.convert("RGB")))
