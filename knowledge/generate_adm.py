@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{args.export_tree}: {export_tree(PackedMasks(args.out), args.export_tree)} .npy files")
         return
     needed = args.sample or args.overlays or not args.import_tree
-    bot = open_adm_classifier(args.classifier) if needed else None
+    bot = open_adm_classifier(args.adm_classifier) if needed else None
     images = images_of(args)
     if bot and args.sample:
         measure_speed(args, bot, images, device)

@@ -74,7 +74,7 @@ class Flag:
     group: str
     name: str
     kind: Any
-    default: object
+    default: Any
     help: str
     of: tuple = BOTH
     keep: str = ""
@@ -358,7 +358,7 @@ def parse(
         others = {name: [flag for flag in system.flags if flag.name not in own] for name, system in systems.items() if name != model}
         print(help_text(command, systems[model].title, known, values, own, others, whole="--help_all" in asked))
         raise SystemExit(0)
-    folder, usual = values["knowledge_dir"], own_folder("knowledge", dataset, values["limit"])
+    folder, usual = values["knowledge_dir"], own_folder("knowledge", str(dataset), values["limit"])
     named_by_file = carried and command == "test" and "knowledge_dir" not in typed and folder != usual
     cache_dir = None if named_by_file else folder
     return argparse.Namespace(**values, typed=frozenset(typed), known=known, cache_dir=cache_dir)
