@@ -74,7 +74,7 @@ HOSTILE = {
 def test_hostile_pickles_are_refused_in_a_process_that_lives(tmp_path):
     for number, data in enumerate(HOSTILE.values()):
         written(tmp_path / f"{number:02d}.pkl", data)
-    done = run(ROOT / "tests" / "safe_pickle_fuzz.py", "--folder", tmp_path)
+    done = run(ROOT / "tests" / "modules" / "safe_pickle_fuzz.py", "--folder", tmp_path)
     lines = done.stdout.splitlines()
     assert len(lines) == len(HOSTILE) and "MemoryError" not in done.stdout, done.stdout
     for name, line in zip(HOSTILE, lines):
@@ -221,7 +221,7 @@ def test_a_flipped_bit_of_a_torch_file_is_noticed(tmp_path):
 
 def test_ten_thousand_mutations_end_in_data_or_a_refusal(tmp_path):
     """In a child process: no signal, no call, no large allocation, no exception but InputError; see safe_pickle_fuzz.py."""
-    done = run(ROOT / "tests" / "safe_pickle_fuzz.py", "--mutations", "10000", "--seed", "11", cwd=tmp_path)
+    done = run(ROOT / "tests" / "modules" / "safe_pickle_fuzz.py", "--mutations", "10000", "--seed", "11", cwd=tmp_path)
     read, refused = (int(word) for word in done.stdout.split()[:2])
     assert read + refused == 10_000 and read > 300 and refused > 5_000, done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:3]]
 from modules.errors import InputError  # noqa: E402
 from modules.safe_pickle import load_pickle  # noqa: E402
 
