@@ -23,7 +23,7 @@ from modules.artefact import sha256
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.decoding import DecodingSettings
 from modules.errors import InputError, Problems, entry
-from modules.flags import parse, read_typed
+from modules.flags import HELP, parse, read_typed
 from modules.generation import write_split
 from modules.model_card import write_model_card
 from modules.precision import Precision, choose_device, seed_everything
@@ -43,7 +43,7 @@ def read_flags(argv) -> tuple:
     """Flags and the loaded weights, None where nothing is loaded. The weights decide --model where it is not typed, and a
     checkpoint of ours brings the flags it was trained with."""
     load = vars(read_typed(argv, "test", systems=SYSTEMS)).get("load")
-    content = load_checkpoint(load) if load and not {"-h", "--help", "--help_all"} & set(argv) else None
+    content = load_checkpoint(load) if load and not HELP & set(argv) else None
     if content is None or is_ours(content):
         return parse(argv, "test", systems=SYSTEMS, carried=content and content["flags"]), content
     args = parse(argv, "test", systems=SYSTEMS, fallback=model_of(content, SYSTEMS))

@@ -21,7 +21,7 @@ from modules.artefact import read_json, write_atomic
 from modules.checkpoint import is_ours, load_checkpoint
 from modules.decoding import DecodingSettings
 from modules.errors import InputError, Problems, entry
-from modules.flags import all_flags, kept_flags, parse, read_typed
+from modules.flags import HELP, all_flags, kept_flags, parse, read_typed
 from modules.generation import write_split
 from modules.image_use import ImageUse
 from modules.model_card import write_model_card
@@ -39,7 +39,7 @@ def read_flags(argv) -> tuple:
     """The flags of this run and the weights of --load, which decide --model where it is not typed; with --resume the flags of
     the run that goes on, typed ones win."""
     load = vars(read_typed(argv, "train", systems=SYSTEMS, extra=from_scratch.FLAGS)).get("load")
-    start = load_checkpoint(load) if load and not {"-h", "--help", "--help_all"} & set(argv) else None
+    start = load_checkpoint(load) if load and not HELP & set(argv) else None
     args = parse(argv, "train", systems=SYSTEMS, extra=from_scratch.FLAGS, fallback=start and model_of(start, SYSTEMS))
     if args.resume is None:
         if args.rl_epochs and args.load and "epochs" not in args.typed:

@@ -277,6 +277,9 @@ def add_flag(group, flag: Flag) -> None:
         group.add_argument(f"--{old}", dest=flag.name, **(settings | {"help": argparse.SUPPRESS}))
 
 
+HELP = frozenset({"-h", "--help", "--help_all"})
+
+
 class RunParser(Parser):
     """Parser of main_train.py or main_test.py; every default is suppressed, so that the result holds what was typed."""
 
@@ -308,7 +311,8 @@ class RunParser(Parser):
 
 def read_typed(argv: list[str] | None, command: str, *, systems: Mapping, extra: tuple[Flag, ...] = ()) -> argparse.Namespace:
     """What stands on a command line, by name, and nothing else; `extra`: rows beside those of every run and of the systems."""
-    return RunParser(command, systems, extra).read(sys.argv[1:] if argv is None else list(argv))
+    argv = sys.argv[1:] if argv is None else argv
+    return RunParser(command, systems, extra).read([word for word in argv if word not in HELP])
 
 
 def parse(
@@ -325,8 +329,8 @@ def parse(
     None where it comes from the checkpoint under test, because what a file names is not written to.
     """  # fmt: skip
     argv = sys.argv[1:] if argv is None else list(argv)
-    asked = {"-h", "--help", "--help_all"} & set(argv)
-    typed = vars(read_typed([word for word in argv if word not in asked], command, systems=systems, extra=extra))
+    asked = HELP & set(argv)
+    typed = vars(read_typed(argv, command, systems=systems, extra=extra))
     model = typed.get("model", (carried or {}).get("model") or fallback or next(iter(systems)))
     if model not in systems:
         near = difflib.get_close_matches(model, systems, n=1)

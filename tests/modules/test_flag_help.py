@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, call
 
 import main_test
 import main_train
@@ -70,6 +70,14 @@ def test_help_is_short_and_follows_model_and_data_set(command, model, capsys):
     assert set(re.findall(r"^  --(?:\[no-\])?(\w+)", whole, re.MULTILINE)) == every
     size = parse(["--model", model, "--dataset_name", "miniature"], command, systems=SYSTEMS).image_size
     assert f"in pixels [{size}]" in shown("--dataset_name", "miniature", "-h")
+
+
+@pytest.mark.parametrize("script", ["main_train.py", "main_test.py"])
+def test_the_scripts_answer_help(script):
+    assert "defaults of --model r2gencmn --dataset_name mimic_cxr" in call(
+        script, "--model", "r2gencmn", "--dataset_name", "mimic_cxr", "--help"
+    ).stdout
+    assert "--model sgrrg also reads" in call(script, "--help_all").stdout
 
 
 def test_errors_stand_without_usage(capsys):
