@@ -132,7 +132,7 @@ class Findings:
 class CorpusFindings(Findings):
     """2 hits - F x findings of the report, with F the micro-F1 so far: what the report adds to the micro-F1 of all.
 
-    F is that of the samples of the epoch before. An empty report is worth what its lack of findings is.
+    F is that of all reports of the epoch before, at first of the start's. An empty report is worth what its lack of findings is.
     """
 
     def __init__(self, labeler: Labeler) -> None:
