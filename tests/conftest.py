@@ -119,6 +119,12 @@ def _states_kept():
         torch.backends.cudnn.benchmark = benchmark
 
 
+def without_java(code: Path = ROOT) -> dict[str, str]:
+    """Environment of a process that finds no Java: METEOR is n/a in its scores, and it starts eight seconds sooner."""
+    hidden = ROOT / "tests" / "fixtures" / "no_java"
+    return {"PATH": str(hidden), "JAVA_HOME": "", "PYTHONPATH": f"{hidden}:{code}"}
+
+
 def run(
     *words, code: int = 0, cwd: Path = ROOT, env: dict | None = None, timeout: int = 300
 ) -> subprocess.CompletedProcess:

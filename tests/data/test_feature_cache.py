@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import call, inputs, run
+from conftest import call, inputs, run, without_java
 from PIL import Image
 
 from data.batches import collate
@@ -174,7 +174,7 @@ def test_two_processes_share_a_cache(mini, tmp_path):
     for name, start in (("one", ()), ("two", ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"))):
         knowledge = ["--knowledge_dir", str(tmp_path / name)]  # each makes its own
         saved = ["--save_dir", tmp_path / f"run_{name}"]
-        run(*start, "main_train.py", *strip(words), *knowledge, *saved, env={"OMP_NUM_THREADS": "1"})
+        run(*start, "main_train.py", *strip(words), *knowledge, *saved, env={**without_java(), "OMP_NUM_THREADS": "1"})
     rows = [[json.loads(line) for line in open(tmp_path / f"run_{name}" / "log.jsonl")] for name in ("one", "two")]
     losses = [next(row["train/loss"] for row in run_rows if row["event"] == "epoch") for run_rows in rows]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)

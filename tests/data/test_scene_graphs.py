@@ -521,6 +521,7 @@ def test_a_detector_is_trained_and_finds_boxes(mini20, tmp_path, capsys):
         scene_graphs.box_source(out)
 
 
+@pytest.mark.slow
 def test_a_killed_detector_training_goes_on(mini20, tmp_path, monkeypatch, capsys):
     words = ("--dataset_name", "miniature", "--data_dir", mini20, "--device", "cpu", "--backbone", "resnet18",
              "--backbone_weights", "none", "--image_size", 32, "--epochs", 2, "--batch_size", 8, "--num_workers", 0)  # fmt: skip

@@ -254,7 +254,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "released" in name else ()) for name in VARIANTS])
 def test_variants(name, tmp_path):
     """Tokens for vectors, the released weight, the released scope, the random gate of a seeded generator, one view."""
     seed = str(family.facts(NAME)["triplet_seed"])
@@ -347,6 +347,7 @@ def test_training_steps(mode, tmp_path):
 # -- flags, quirks and what must not matter ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_neighbours(system):
     """By default a study does not depend on its batch; with the release's scope or gate it does."""
     batch, alone = family.batch_of(NAME), family.batch_of(NAME)
@@ -361,6 +362,7 @@ def test_neighbours(system):
     system.lmca.cross.scope = "study"
 
 
+@pytest.mark.slow
 def test_random_gates_differ_by_seed_and_are_repeatable(tmp_path):
     system, _ = released(tmp_path, "--query_gate", "random")
     batch = family.batch_of(NAME)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, TINY_MODEL
+from conftest import ROOT, TINY_MODEL, without_java
 
 CODE = ("models", "modules", "data", "knowledge", "main_train.py", "main_test.py", "results/published.json")
 
@@ -35,7 +35,7 @@ def test_one_file_and_one_row_are_a_system(mini, tmp_path):
     table.write_text(table.read_text().replace(row, row + '    "plain": "Plain",\n'))
 
     def run(*words):
-        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        env = {**os.environ, **without_java(code=tmp_path)}
         done = subprocess.run([sys.executable, *map(str, words)], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout

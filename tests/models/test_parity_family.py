@@ -109,6 +109,7 @@ def check_tokens(name, system, memory, prefix: str, length: int) -> None:
         assert decode(system, memory, DecodingSettings(max_length=length, **settings), ["a", "b", "c"]) == known, key
 
 
+@pytest.mark.slow
 def test_mimic_setting(tmp_path):
     """One view, 100 tokens, flags of the MIMIC preset."""
     system, args = released("r2gencmn", tmp_path, "--dataset_name", "mimic_cxr")

@@ -1,7 +1,7 @@
 """Faults of training, resuming and scoring that were once found: each test failed before its repair."""
 
 import json
-import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, call, inputs, run, same
+from conftest import ROOT, TINY_MODEL, call, inputs, run, same, without_java
 
 from models import SYSTEMS
 from models.system import System
@@ -194,22 +194,24 @@ def test_sigterm_finishes_the_checkpoint_that_is_being_written(tmp_path):
 
 
 KILLED = """
-import os, sys, modules.artefact as artefact
-calls = 0
-def count(point):
+import os, sys, main_train
+folder, words, calls, replace = sys.argv[1], sys.argv[2:], 0, os.replace
+def count():
     global calls
     calls += 1
-    if calls == int(os.environ["KILL_AT"]):
+    if calls == at:
         os.kill(os.getpid(), 9)
-replace = os.replace
 def watched(*words, **settings):
-    count("before")
+    count()
     replace(*words, **settings)
-    count("after")
-os.replace = watched
-sys.argv = ["main_train.py", *sys.argv[1:]]
-import main_train
-main_train.main(sys.argv[1:])
+    count()
+for at in range(2, 11):  # each in a process of its own, which starts with PyTorch imported
+    child = os.fork()
+    if not child:
+        os.replace = watched
+        main_train.main([*words, "--save_dir", f"{folder}_{at}"])
+        os._exit(0)
+    print(at, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
@@ -219,12 +221,13 @@ def test_kills_around_each_rename_end_in_the_same_files(mini, tmp_path):
     words = [*inputs(mini), "--no-adm", "--gid_rounds", "1", "--epochs", "1"]
     call("main_train.py", *words, "--save_dir", tmp_path / "whole")
     whole = {name: load_checkpoint(tmp_path / "whole" / name) for name in ("best.pt", "round_0/last.pt", "round_1/last.pt")}
-    for at in (2, 3, 4, 5, 6, 7, 8, 9, 10):
+    said = run("-c", KILLED, tmp_path / "killed", *words, env=without_java(), timeout=900).stdout
+    ends = re.findall(r"^(\d+) (-?\d+)$", said, re.MULTILINE)
+    assert [int(at) for at, _ in ends] == list(range(2, 11))
+    for at, code in ends:
         folder = tmp_path / f"killed_{at}"
-        killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, words), "--save_dir", str(folder)], cwd=ROOT,
-                                env={**os.environ, "KILL_AT": str(at)}, capture_output=True)  # fmt: skip
-        if killed.returncode != -signal.SIGKILL:
-            assert killed.returncode == 0 and at > 8, "the run ended before so many renames"
+        if int(code) != -signal.SIGKILL:
+            assert int(code) == 0 and int(at) > 8, "the run ended before so many renames"
             break
         if (folder / "run.json").is_file():
             call("main_train.py", "--resume", "--save_dir", folder)
@@ -239,11 +242,9 @@ def test_two_processes_build_from_scratch(mini, tmp_path):
     """What the first process builds alone opens the data as a run of its own; the others wait for it."""
     words = ["--model", "xpronet", "--from_scratch", "--bot_weights", "none", "--epochs", "1", "--save_dir", tmp_path / "run"]
     place = ["--dataset_name", "miniature", "--data_dir", mini / "data", "--knowledge_dir", tmp_path / "knowledge"]
-    from conftest import TINY_MODEL
-
     small = ["--num_prototypes", "4", "--topk", "3", "--d_txt_ebd", "16"]
     start = time.time()
-    run(*TORCHRUN, "main_train.py", *words, *place, *TINY_MODEL, *small, timeout=600)
+    run(*TORCHRUN, "main_train.py", *words, *place, *TINY_MODEL, *small, timeout=600, env=without_java())
     assert (tmp_path / "knowledge" / "prototypes.pt").is_file() and (tmp_path / "run" / "last.pt").is_file()
     assert time.time() - start < 600
 

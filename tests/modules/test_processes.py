@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, call, inputs, run
+from conftest import ROOT, call, inputs, run, without_java
 from torch import nn
 
 from data.batches import Batch, StepShares
@@ -70,7 +70,7 @@ def test_scores_of_two_processes_are_those_of_one(runs):
 def test_a_killed_worker_ends_the_run_and_it_can_go_on(mini, tmp_path):
     words = [*inputs(mini), "--no-adm", "--no-gid", "--save_dir", str(tmp_path / "run")]
     command = [sys.executable, *TORCHRUN, "main_train.py", *words, "--epochs", "200"]
-    settings = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL}
+    settings = {"cwd": ROOT, "env": {**os.environ, **without_java(), "OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL}
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **settings)
     for _ in range(600):
         if (tmp_path / "run" / "last.pt").is_file():

@@ -115,6 +115,7 @@ def _score_theirs_beside_our_baselines(mini, trained):
         assert [row[column] for row in found] == [row[column] for row in ours], column
 
 
+@pytest.mark.slow
 def test_kill_during_a_save_leaves_the_old_checkpoint(tmp_path):
     """A process that only saves, killed with SIGKILL in the middle of a save."""
     path = tmp_path / "last.pt"
