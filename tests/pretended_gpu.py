@@ -118,7 +118,7 @@ def compute(function, args, kwargs, waits: Counter):
             return value
         return own[id(value)] if id(value) in own else OnGpu(value)
 
-    return tree_map(wrapped, result)
+    return wrapped(result) if isinstance(result, torch.Tensor) else tree_map(wrapped, result)
 
 
 def why_waiting(function, args, kwargs, gpu) -> str | None:
@@ -166,7 +166,7 @@ class Numbered(TorchFunctionMode):
     """Calls with "cuda" become calls with "cuda:0": the current device would be asked of the driver."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        args, kwargs = tree_map(numbered, (args, kwargs or {}))
+        args, kwargs = tuple(map(numbered, args)), {name: numbered(value) for name, value in (kwargs or {}).items()}
         if function in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             args = (args[0], listed(args[1]), *args[2:])
         if function in (torch.tensor, torch.as_tensor) and is_gpu(kwargs.get("device")):

@@ -5,10 +5,8 @@ import json
 import re
 
 import pytest
-from conftest import ROOT, TINY_MODEL
+from conftest import ROOT, TINY_MODEL, call
 
-import main_test
-import main_train
 from models import SYSTEMS
 from modules.model_card import write_model_card
 
@@ -51,7 +49,7 @@ def run_folder(mini, tmp_path_factory):
     words = ["--dataset_name", "miniature", "--data_dir", mini / "data", "--knowledge_dir", folder.parent / "made", *TINY_MODEL,
              "--from_scratch", "--no-adm", "--no-gid", "--bot_backbone", "resnet18", "--bot_weights", "none", "--epochs", "1",
              "--min_gen_length", "5", "--save_dir", folder]  # fmt: skip
-    main_train.main([str(word) for word in words])
+    call("main_train.py", *words)
     return folder
 
 
@@ -75,7 +73,7 @@ def test_the_python_example(run_folder, mini, monkeypatch, capsys):
 def test_the_model_card(run_folder):
     card = text_of(run_folder / "MODEL_CARD.md")
     assert "not for clinical use" in card and "Not tested yet" in card and "Chosen: epoch 1 of 1" in card
-    main_test.main(["--load", str(run_folder / "best.pt"), "--protocols", "r2gen", "--bootstrap", "0", "--no-page"])
+    call("main_test.py", "--load", run_folder / "best.pt", "--protocols", "r2gen", "--bootstrap", "0", "--no-page")
     metrics = json.loads((run_folder / "metrics_test.json").read_text())["metrics"]
     card = text_of(run_folder / "MODEL_CARD.md")
     assert f"| test: this system | {metrics['studies']} | {metrics['distinct_reports']} |" in card

@@ -65,7 +65,7 @@ def test_the_instrument_notices():
         for function in free:
             function()
         assert sum(gpu.waits.values()) == len(waiting)
-        assert all(line.startswith("tests/modules/test_pretended_gpu.py:") for line in gpu.waits)
+        assert all(line.startswith("modules/test_pretended_gpu.py:") for line in gpu.waits)
 
 
 def test_gradients_are_the_cpus():
