@@ -111,8 +111,9 @@ class Batches:
                     name: x[:, :1].repeat(1, 2, 1, 1, 1) * here[:, :, None, None, None] for name, x in images.items()
                 }
                 batch = dataclasses.replace(batch, view_mask=here)
-            tokens = batch.tokens[:, :14]  # a step of longer reports is the same, more slowly
-            yield dataclasses.replace(batch, tokens=tokens, **images)
+            if batch.tokens is not None:  # a step of longer reports is the same, more slowly
+                images["tokens"] = batch.tokens[:, :14]
+            yield dataclasses.replace(batch, **images)
 
 
 def trainer_of(args, mini, folder, device, *, absent: bool, teacher: bool, steps: int = 3) -> Trainer:
