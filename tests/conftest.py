@@ -72,17 +72,6 @@ class OneJava:
     __exit__ = close
 
 
-def share_java(patch: pytest.MonkeyPatch) -> None:
-    for module in METEOR_IN:
-        patch.setattr(f"{module}.Meteor", OneJava)
-
-
-@pytest.fixture
-def one_java(monkeypatch) -> None:
-    """For tests that call a command's `main` themselves."""
-    share_java(monkeypatch)
-
-
 def pytest_sessionfinish() -> None:
     OneJava.meteor.close()
 
@@ -100,8 +89,8 @@ def call(*words, code: int = 0, cwd: Path = ROOT, env: dict | None = None, own_j
     with pytest.MonkeyPatch.context() as patch, _states_kept():
         patch.chdir(cwd)
         patch.setattr(sys, "argv", [words[0], *argv])
-        if not own_java:
-            share_java(patch)
+        for module in () if own_java else METEOR_IN:
+            patch.setattr(f"{module}.Meteor", OneJava)
         for key, value in (env or {}).items():
             patch.setenv(key, value)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
