@@ -48,6 +48,15 @@ def mini(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """One browser for all tests of the results page. (A second conftest.py would hide this one from `from conftest import`.)"""
+    from benchmarks.browser import Browser
+
+    with Browser(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
 def inputs(mini: Path) -> list[str]:
     """Flags that point a tiny run at the miniature data, with the label table as (oracle) diagnoses."""
     data = mini / "data"
