@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from browser import CHROMIUM, Browser
 from PIL import Image
 
+from benchmarks.browser import CHROMIUM, Browser
 from knowledge.new_study import _show
 from knowledge.study_page import check_folder, write_study_page
 from modules.errors import InputError
