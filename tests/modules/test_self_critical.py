@@ -377,7 +377,7 @@ def test_two_processes_are_one(mini, tmp_path):
     start = [word for word in start if "base.pt" not in word and word not in ("--knowledge_path", "--oracle_labels")]
     one = {"OMP_NUM_THREADS": "1"}
     run("main_train.py", *start, "--epochs", "1", "--save_dir", tmp_path / "ce", env=one)
-    more = ["--load", tmp_path / "ce" / "best.pt", "--rl_epochs", "1"]
+    more = ["--load", tmp_path / "ce" / "best.pt", "--epochs", "0", "--rl_epochs", "1"]
     run("main_train.py", *start, *more, "--save_dir", tmp_path / "one", env=one)
     run(*TORCHRUN, "main_train.py", *start, *more, "--save_dir", tmp_path / "two", env=one)
     found = [[row for line in open(tmp_path / name / "log.jsonl") if (row := json.loads(line))["event"] == "step"]
