@@ -62,21 +62,24 @@ def main(argv=None) -> None:
         raise InputError("--load: give a checkpoint of ours (results/<run>/best.pt) or the authors' weights")
     device = processes.start(choose_device(args.device))
     seed_everything(args.seed, args.deterministic)
-    kind, problems, ours = SYSTEMS[args.model], Problems(), is_ours(content)
-    kind.check(args, problems, training=False, carried=ours)
-    decoding, precision = DecodingSettings.from_flags(args), Precision(args.precision, device)
+    kind, problems = SYSTEMS[args.model], Problems()
+    kind.check(args, problems, training=False, carried=is_ours(content))
+    how = (kind, DecodingSettings.from_flags(args), Precision(args.precision, device), device)
+    if args.export == "rexrank_submission" or args.rexrank or args.image:
+        problems.stop_if_any()
     if args.export == "rexrank_submission":
-        problems.stop_if_any()
         write_submission(args, Path(args.out or f"{args.save_dir}_submission"))
-        return
-    if args.rexrank:
-        problems.stop_if_any()
-        report_rexrank(args, generator(args, content, kind, decoding, precision, device))
-        return
-    if args.image:
-        problems.stop_if_any()
-        report_new_study(args, content, kind, decoding, precision, device)
-        return
+    elif args.rexrank:
+        report_rexrank(args, generator(args, content, *how))
+    elif args.image:
+        report_new_study(args, content, *how)
+    else:
+        test_split(args, content, problems, *how)
+
+
+def test_split(args, content: dict, problems: Problems, kind, decoding, precision, device) -> None:
+    """A report for every study of --split; then, in the first process, scores, files and page in the results folder."""
+    ours = is_ours(content)
     parts = content["parts"] if ours else None
     check_extra(args.extra_metrics)
     scoring = scoring_settings(args)  # a labeler that does not load is told now, not when the reports are written
@@ -109,11 +112,27 @@ def main(argv=None) -> None:
     seen = processes.gather(watch.rows) if watch else {}
     rule = {"rule": args.cleaning, "threshold": args.reference_threshold, "max_words": args.reference_words}
     references = R2GenReferences(words, **rule)
-    how = {"device": device, "precision": precision}
-    found = retrieved_reports(args, system.extractor, data.training, data.studies[args.split], references, **how)
+    where = {"device": device, "precision": precision}
+    found = retrieved_reports(args, system.extractor, data.training, data.studies[args.split], references, **where)
     if processes.rank() > 0:
         return  # the first process has every report and scores them once
 
+    folder = results_folder(args, ours)
+    score_split(args, content, data, folder, written=written, found=found, references=references, scoring=scoring, device=device)
+    if args.page:
+        opener = functools.partial(open_image, reading=reading_of(args))
+        write_evidence(folder / f"evidence_{args.split}.jsonl", dataset, seen, opener)
+        write_diagnoses(folder, args.split, diagnosed)
+        print(f"results page: {write_page(folder, args.split)}")
+
+
+def score_split(args, content: dict, data, folder: Path, *, written, found, references, scoring: dict, device) -> None:
+    """Write the predictions file, score it, and write and print the scores.
+
+    written, found: {study id: columns of the predictions file}, of the system and of the baselines that look at the images.
+    """
+    kind, ours = SYSTEMS[args.model], is_ours(content)
+    trained_limit = content["flags"].get("limit", 0) if ours else 0
     with working("the best constant reports"):
         constants = constant_reports(data.texts["train"], data.texts["val"], references)
     studies = data.studies[args.split]
@@ -121,13 +140,11 @@ def main(argv=None) -> None:
         references.row(study.id, study.report, **written[study.id], **constants, **found.get(study.id, {}), **units)
         for study, units in zip(studies, unit_columns(studies))
     ]
-    folder = results_folder(args, ours)
     predictions = folder / f"predictions_{args.split}.csv"
     write_predictions(predictions, rows)
-    expected = [study.id for study in studies]
     with working("scoring, with intervals"):
         resampling = {"resamples": args.bootstrap, "resample_by": args.resample_by}
-        scores = score_all(rows, expected_ids=expected, **resampling, **scoring)
+        scores = score_all(rows, expected_ids=[study.id for study in studies], **resampling, **scoring)
     facts = {
         "split": args.split,
         "data_set": args.dataset_name,
@@ -135,7 +152,7 @@ def main(argv=None) -> None:
         "studies_listed": data.listed[args.split],
         "skipped": data.card["skipped"],
         "oracle_labels": data.oracle or bool(ours and content.get("oracle")),
-        "marks": (*kind.marks(args), *limit_marks(args.limit, trained=content["flags"].get("limit", 0) if ours else 0)),
+        "marks": (*kind.marks(args), *limit_marks(args.limit, trained=trained_limit)),
         "knowledge_fallbacks": sum(row.get("knowledge_distance", "0") != "0" for row in rows),
         "run": describe_run(args, device, data=data.card, **kind.facts(args, device)),
     }
@@ -148,11 +165,6 @@ def main(argv=None) -> None:
             f"knowledge: {facts['knowledge_fallbacks']} of {len(rows)} studies have a diagnosis without an entry of its own"
         )
     print(f"written: {predictions}, metrics_{args.split}.json, scores_{args.split}.csv and labels_{args.split}.csv")
-    if args.page:
-        opener = functools.partial(open_image, reading=reading_of(args))
-        write_evidence(folder / f"evidence_{args.split}.jsonl", dataset, seen, opener)
-        write_diagnoses(folder, args.split, diagnosed)
-        print(f"results page: {write_page(folder, args.split)}")
 
 
 def retrieve_for_file(args, content: dict | None, studies: list, references: R2GenReferences) -> dict[str, dict[str, str]]:

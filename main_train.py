@@ -84,25 +84,7 @@ def main(argv=None) -> None:
     inputs = {"train": kind.inputs(args, training=True), "val": kind.inputs(args, training=False)}
     if args.rl_epochs:  # samples are drawn from what evaluation reads
         inputs["train"] |= inputs["val"]
-    check_flags(args, inputs, problems)
-    kind.check(args, problems, training=True)
-    check_features(args, problems, training=True)
-    DecodingSettings.from_flags(args)  # refuses what does not go together
-    problems.check(
-        not (args.resume is not None and "load" in args.typed), "--resume continues, --load starts anew: give one of the two"
-    )
-    part = processes.count() * args.accumulate
-    problems.check(
-        args.batch_size >= part,
-        f"--batch_size {args.batch_size} is below {processes.count()} process(es) x --accumulate {args.accumulate}: "
-        f"some would never see a study; take at least {part}",
-    )
-    monitors = [*metric_keys(("r2gen", "cvt2")), *SUMS]
-    if f"r2gen/{args.monitor_metric}" in monitors:  # as R2Gen's code names them
-        args.monitor_metric = f"r2gen/{args.monitor_metric}"
-    problems.check(
-        args.monitor_metric in monitors, f"--monitor_metric {args.monitor_metric}: choose from {', '.join(monitors)}"
-    )
+    check_run(args, kind, inputs, problems)
     if args.dry_run:
         say_only(args, inputs, problems, training=True, views=kind.views(args))
         return
@@ -131,6 +113,29 @@ def main(argv=None) -> None:
         best, value = train_rounds(args, folder, log, meteor=meteor, **shared)
     log.say(last_line(args, best, value))
     processes.from_first(lambda: write_model_card(folder))
+
+
+def check_run(args, kind, inputs: dict[str, set[str]], problems: Problems) -> None:
+    """Note everything about a training with these flags that would fail later."""
+    check_flags(args, inputs, problems)
+    kind.check(args, problems, training=True)
+    check_features(args, problems, training=True)
+    DecodingSettings.from_flags(args)  # refuses what does not go together
+    problems.check(
+        not (args.resume is not None and "load" in args.typed), "--resume continues, --load starts anew: give one of the two"
+    )
+    part = processes.count() * args.accumulate
+    problems.check(
+        args.batch_size >= part,
+        f"--batch_size {args.batch_size} is below {processes.count()} process(es) x --accumulate {args.accumulate}: "
+        f"some would never see a study; take at least {part}",
+    )
+    monitors = [*metric_keys(("r2gen", "cvt2")), *SUMS]
+    if f"r2gen/{args.monitor_metric}" in monitors:  # as R2Gen's code names them
+        args.monitor_metric = f"r2gen/{args.monitor_metric}"
+    problems.check(
+        args.monitor_metric in monitors, f"--monitor_metric {args.monitor_metric}: choose from {', '.join(monitors)}"
+    )
 
 
 def last_line(args, best: Path, value: float | None) -> str:
