@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from modules import run_folder
 from modules.scoring.meteor import Meteor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,12 +118,15 @@ def _states_kept():
     """Random states, signal handlers and settings of PyTorch that a command leaves otherwise."""
     signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    locked = set(run_folder._LOCKS)
     deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     try:
         yield
     finally:
         for number, handler in signals.items():
             signal.signal(number, handler)
+        for folder in set(run_folder._LOCKS) - locked:  # a process that ends lets its results folder go
+            run_folder._LOCKS.pop(folder).close()
         random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.benchmark = benchmark

@@ -558,7 +558,7 @@ def test_from_scratch_builds_what_is_missing(mini20, tmp_path):
     def made(*words):
         places = ["--data_dir", mini20, "--knowledge_dir", tmp_path / "k"]
         args = parse([str(word) for word in ("--model", "sgrrg", *places, *words)], "train", systems=SYSTEMS)
-        return [(main, words) for _, main, words in from_scratch.steps(args)]
+        return [(step.main, step.words) for step in from_scratch.steps(args)]
 
     steps = made("--dataset_name", "miniature")  # it brings scene graphs: a detector learns their boxes
     assert [main for main, _ in steps][1:] == [train_region_detector.main, build_scene_graphs.main]

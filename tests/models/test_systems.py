@@ -275,8 +275,9 @@ def scratch(mini, tmp_path_factory):
     """XProNet with everything built first."""
     folder = tmp_path_factory.mktemp("xpronet")
     words = ["--model", "xpronet", "--dataset_name", "miniature", "--data_dir", mini / "data", "--knowledge_dir", folder / "made",
-             *TINY_MODEL, "--bot_backbone", "resnet18", "--bot_weights", "none", "--epochs", "1"]  # fmt: skip
-    done = call("main_train.py", *words, "--from_scratch", "--save_dir", folder / "run")
+             *TINY_MODEL, "--epochs", "1"]  # fmt: skip
+    bot = ["--bot_backbone", "resnet18", "--bot_backbone_weights", "none"]
+    done = call("main_train.py", *words, "--from_scratch", *bot, "--save_dir", folder / "run")
     return folder, words, done
 
 

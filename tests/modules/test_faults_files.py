@@ -208,7 +208,7 @@ def test_a_cache_that_may_only_be_read_serves(images, monkeypatch):
 class Flags:
     """A stand-in for a system of --model that reads no flag of its own."""
 
-    flags, presets = (), {}
+    flags, published_flags, presets = (), {}, {}
     settle = staticmethod(lambda values, typed, carried: None)
 
 

@@ -51,7 +51,7 @@ def classifier_epoch(folder, device):
     labels = {split: np.random.default_rng(1).integers(0, 2, (12, 14)) for split in ("train", "val")}
     data = ClassifierData({}, labels, {split: Held(12) for split in labels}, {})
     args = SimpleNamespace(precision="float32", pos_weight_cap=3.0, lr=1e-3, weight_decay=0.01, batch_size=4, seed=1, epochs=2,
-                           augment="light", num_workers=0)  # fmt: skip
+                           augment="light", num_workers=0, freeze="none")  # fmt: skip
     torch.manual_seed(2)
     bot = DiagnosisBot("resnet18", CHEXPERT_14, [0.5] * 14, side=64)
     return ClassifierTrainer(bot, data, args=args, device=device, partial=folder / "partial.pt"), data, args
