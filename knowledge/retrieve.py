@@ -37,11 +37,15 @@ def retrieved_reports(
     training: the training studies of the annotation; one whose image cannot be read is left out, and counted. No study is
     its own neighbour: neither its row nor one of the same study_id. Every process must call it.
     """
-    if args.baselines == "constant" or not training or not _cheap(args, extractor, training, device):
+    if args.baselines == "constant" or not training:
         return {}
-    pooled = {}
-    for which, split, studies in (("train", "train", training), ("scored", args.split, scored)):
-        pooled[which] = pooled_features(args, extractor, split, studies, device=device, precision=precision)
+    weights, how = weights_sha256(extractor), {"device": device, "precision": precision}
+    place = _place(args, weights, "train", training, device)
+    if not _cheap(args, place, training, device):
+        return {}
+    pooled = {"train": pooled_features(args, extractor, "train", training, place=place, **how)}
+    place = _place(args, weights, args.split, scored, device)
+    pooled["scored"] = pooled_features(args, extractor, args.split, scored, place=place, **how)
     missing = [study.id for study, row in zip(scored, pooled["scored"]) if not np.isfinite(row).all()]
     if missing:
         raise InputError(f"--baselines: the images of {len(missing)} studies cannot be read, such as {missing[:3]}")
@@ -68,12 +72,12 @@ def _retrieved(training, scored, pooled, references) -> dict[str, dict[str, str]
     }
 
 
-def _cheap(args, extractor, training: list[Study], device) -> bool:
+def _cheap(args, place: tuple[Path | None, str], training: list[Study], device) -> bool:
     """Whether --baselines auto computes them; what is left out is said."""
     images = sum(len(study.images[: args.max_views]) for study in training)
     if args.baselines == "all" or images <= AT_ONCE[device.type]:
         return True
-    if processes.from_first(lambda: _kept(*_place(args, extractor, "train", training, device)) is not None):
+    if processes.from_first(lambda: _kept(*place) is not None):
         return True
     print(
         "baselines: the constant reports alone. --baselines all adds the nearest study's report and the consensus; it sends "
@@ -86,12 +90,15 @@ def _cheap(args, extractor, training: list[Study], device) -> bool:
 
 
 @torch.no_grad()
-def pooled_features(args, extractor, split: str, studies: list[Study], *, device, precision) -> np.ndarray:
+def pooled_features(
+    args, extractor, split: str, studies: list[Study], *, device, precision, place: tuple[Path | None, str] | None = None
+) -> np.ndarray:
     """[N, C] float16, mean over positions and views; a row of NaN where an image cannot be read. From the store if it has them.
 
     The processes share the work in blocks of STUDIES, so what an image is computed beside does not depend on their number.
+    place: that of `_place`, where it is known.
     """
-    path, facts = _place(args, extractor, split, studies, device)
+    path, facts = place or _place(args, weights_sha256(extractor), split, studies, device)
     kept = processes.from_first(lambda: _kept(path, facts))
     if kept is not None:
         return kept
@@ -152,10 +159,10 @@ def _dataset(args, studies: list[Study]) -> StudyDataset:
 # -- the store ---------------------------------------------------------------------------------------------------------
 
 
-def _place(args, extractor, split: str, studies: list[Study], device) -> tuple[Path | None, str]:
-    """(file of the features or None where nothing may be kept, what they are made of)."""
+def _place(args, weights: str, split: str, studies: list[Study], device) -> tuple[Path | None, str]:
+    """(file of the features or None where nothing may be kept, what they are made of); weights: the extractor's digest."""
     dataset = _dataset(args, studies)
-    made_by = [weights_sha256(extractor), args.precision, device.type, dataset.augment.kind, dataset.augment.side,
+    made_by = [weights, args.precision, device.type, dataset.augment.kind, dataset.augment.side,
                dataset.augment.name, dataset.reading.name, args.max_views]  # fmt: skip
     rows = [[study.id, *study.images[: args.max_views]] for study in studies]
     paths = list(dict.fromkeys(path for _, *images in rows for path in images))
