@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from modules import flags
 from modules.flags import Flag
@@ -43,14 +42,7 @@ def read(
     values = {flag.name: flag.default for flag in rows}
     dataset = typed.get("dataset_name", values["dataset_name"])
     values |= (presets or {}).get(dataset, {}) | typed
-    values["data_dir"] = values["data_dir"] or f"data/{dataset}"
-    for name, part in (("ann_path", "annotation.json"), ("image_dir", "images")):
-        if name in values:
-            values[name] = values[name] or str(Path(values["data_dir"]) / part)
-    values["knowledge_dir"] = values["knowledge_dir"] or flags.own_folder("knowledge", dataset, values.get("limit", 0))
-    for flag in rows:
-        if flag.file:
-            values[flag.name] = values[flag.name] or str(Path(values["knowledge_dir"]) / flag.file)
+    flags.fill_paths(rows, values)
     return argparse.Namespace(**values, typed=frozenset(typed))
 
 
@@ -65,9 +57,7 @@ def read_beside_training(
     typed, rest = parser.parse_known_args(argv)
     args = flags.parse([*first, *rest], "train", systems=systems)
     values = {flag.name: flag.default for flag in own} | vars(typed)
-    for flag in own:
-        if flag.file:
-            values[flag.name] = values[flag.name] or str(Path(args.knowledge_dir) / flag.file)
+    flags.fill_files(own, values, args.knowledge_dir)
     return argparse.Namespace(**values), args
 
 

@@ -9,7 +9,7 @@ import argparse
 import difflib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -355,7 +355,9 @@ def parse(
         from modules.nets.library_backbones import library_side  # here: help and --dry_run need no PyTorch
 
         values["image_size"] = library_side(values["visual_extractor"])
-    _fill_paths(known, values)
+    values["save_dir"] = values["save_dir"] or own_folder("results", f"{model}_{values['dataset_name']}", values["limit"])
+    values["dicom"] = values["dicom"] or ("mimic" if values["dataset_name"] == "mimic_cxr" else "voi")
+    fill_paths(known, values)
     systems[model].settle(values, set(typed), carried=bool(carried))
     if asked:
         own = {flag.name for flag in systems[model].flags}
@@ -406,18 +408,23 @@ def own_folder(root: str, name: str, limit: int) -> str:
     return f"{root}/{name}_limit{limit}" if limit else f"{root}/{name}"
 
 
-def _fill_paths(known: tuple[Flag, ...], values: dict) -> None:
-    """The places that follow from --dataset_name, --data_dir and --knowledge_dir, where none is given."""
-    limit = values["limit"]
-    values["save_dir"] = values["save_dir"] or own_folder("results", f"{values['model']}_{values['dataset_name']}", limit)
-    values["data_dir"] = values["data_dir"] or f"data/{values['dataset_name']}"
-    values["ann_path"] = values["ann_path"] or str(Path(values["data_dir"]) / "annotation.json")
-    values["image_dir"] = values["image_dir"] or str(Path(values["data_dir"]) / "images")
-    values["dicom"] = values["dicom"] or ("mimic" if values["dataset_name"] == "mimic_cxr" else "voi")
-    values["knowledge_dir"] = values["knowledge_dir"] or own_folder("knowledge", values["dataset_name"], limit)
-    for flag in known:
+def fill_paths(rows: Sequence[Flag], values: dict) -> None:
+    """The places that follow from --dataset_name, --data_dir and --knowledge_dir, where none is given; `values` of a command
+    that has no --ann_path, --image_dir or --limit goes without."""
+    dataset = values["dataset_name"]
+    values["data_dir"] = values["data_dir"] or f"data/{dataset}"
+    for name, part in (("ann_path", "annotation.json"), ("image_dir", "images")):
+        if name in values:
+            values[name] = values[name] or str(Path(values["data_dir"]) / part)
+    values["knowledge_dir"] = values["knowledge_dir"] or own_folder("knowledge", dataset, values.get("limit", 0))
+    fill_files(rows, values, values["knowledge_dir"])
+
+
+def fill_files(rows: Sequence[Flag], values: dict, folder: str) -> None:
+    """The default places of artefacts below `folder`, their --knowledge_dir."""
+    for flag in rows:
         if flag.file:
-            values[flag.name] = values[flag.name] or str(Path(values["knowledge_dir"]) / flag.file)
+            values[flag.name] = values[flag.name] or str(Path(folder) / flag.file)
 
 
 def kept_flags(args: argparse.Namespace) -> dict:
