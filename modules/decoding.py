@@ -103,6 +103,12 @@ def draw_reports(
     return [reports[start : start + each] for start in range(0, len(reports), each)]
 
 
+def words_of(system, ids: torch.Tensor) -> torch.Tensor:
+    """Which ids are words, bool of their shape: neither padding, BOS nor EOS."""
+    marks = torch.tensor([system.padding, system.bos, system.eos], device=ids.device)
+    return ~torch.isin(ids, marks)
+
+
 def distribution(system, logits: torch.Tensor, settings: DecodingSettings, drawn: torch.Tensor) -> torch.Tensor:
     """Logits of whole reports [N, L, W] -> log-probabilities [N, L, W] of what a draw is from at each position.
 

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from modules import processes
+from modules.decoding import words_of
 from modules.precision import at_least_float32
 
 
@@ -26,8 +27,7 @@ class ImageUse:
         if len(batch) < 2:
             return
         tokens, targets = batch.tokens, batch.tokens[:, 1:]
-        marks = (self.system.padding, self.system.bos, self.system.eos)
-        counted = ~torch.isin(targets, torch.tensor(marks))
+        counted = words_of(self.system, targets)
         device = next(iter(memory.values())).device
         tokens, targets = tokens.to(device), targets.to(device)
         exchanged = {name: value.roll(1, 0) for name, value in memory.items()}

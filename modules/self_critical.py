@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from modules import processes
-from modules.decoding import DecodingSettings, distribution, draw_reports, repeat
+from modules.decoding import DecodingSettings, distribution, draw_reports, repeat, words_of
 from modules.errors import InputError, Problems
 from modules.precision import Precision
 from modules.scoring.guards import report_facts, text_facts, warnings
@@ -155,8 +155,7 @@ class SelfCritical(Losses):
         return {**own, "studies": len(batch), "rl": words, "kl": words}
 
     def reference_words(self, batch) -> int:
-        marks = torch.tensor([self.system.padding, self.system.bos, self.system.eos])
-        return int((~torch.isin(batch.tokens, marks)).sum()) + len(batch)
+        return int(words_of(self.system, batch.tokens).sum()) + len(batch)
 
     def prepare(self, batch) -> Passes:
         with evaluating(self.system):
