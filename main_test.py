@@ -25,12 +25,12 @@ from modules.decoding import DecodingSettings
 from modules.errors import InputError, Problems, entry
 from modules.flags import HELP, parse, read_typed
 from modules.generation import write_split
-from modules.model_card import write_model_card
 from modules.precision import Precision, choose_device, seed_everything
 from modules.progress import working
 from modules.results_page.build import write_page
 from modules.results_page.diagnoses import write_diagnoses
 from modules.results_page.evidence import Attention, write_evidence
+from modules.results_page.model_card import write_model_card
 from modules.run_folder import describe_run
 from modules.scoring.commands import print_marks, print_scores, run_command, scoring_settings
 from modules.scoring.constant_report import constant_reports

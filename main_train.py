@@ -24,9 +24,9 @@ from modules.errors import InputError, Problems, entry
 from modules.flags import HELP, all_flags, kept_flags, parse, read_typed
 from modules.generation import write_split
 from modules.image_use import ImageUse
-from modules.model_card import write_model_card
 from modules.precision import Precision, choose_device, seed_everything
 from modules.progress import working
+from modules.results_page.model_card import write_model_card
 from modules.run_folder import RunLog, check_inputs, describe_run, open_run, write_run
 from modules.scoring.meteor import Meteor
 from modules.scoring.metrics import metric_keys, score

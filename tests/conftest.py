@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import json
 import os
 import random
 import signal
@@ -111,6 +112,14 @@ def call(*words, code: int = 0, cwd: Path = ROOT, env: dict | None = None, own_j
     done = subprocess.CompletedProcess(words, returned, out.getvalue(), err.getvalue())
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
+
+
+def prepared(main, *words) -> dict[str, list[dict]]:
+    """Run a preparation command by its `main`: the rows by split of the annotation that it writes into --out."""
+    typed = [str(word) for word in words]
+    main(typed)
+    out = Path(typed[typed.index("--out") + 1])
+    return json.loads((out / "annotation.json").read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager

@@ -89,6 +89,16 @@ def made_attention(pairs) -> dict:
     return {f"study {n}": attention_row(told, 4) for n, (_, told) in enumerate(pairs) if told.split()}
 
 
+def freshly_opened(browser, folder):
+    """The page of `folder`, freshly opened on its studies; afterwards the console must be silent."""
+    browser.errors.clear()
+    browser.media()
+    browser.open(folder / "index.html", "#studies")
+    browser.loaded()
+    yield browser
+    assert browser.errors == []
+
+
 def ids(page) -> list[str]:
     """Ids of the rows in the document, from the top."""
     rows = "[...document.querySelectorAll('.row')].sort((a, b) => a.offsetTop - b.offsetTop)"

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, TINY_MODEL, call
 
 from models import SYSTEMS
-from modules.model_card import write_model_card
+from modules.results_page.model_card import write_model_card
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 

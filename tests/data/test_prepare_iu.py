@@ -7,6 +7,7 @@ import tarfile
 from xml.sax.saxutils import escape
 
 import pytest
+from conftest import prepared
 from PIL import Image
 
 from data.preparation.iu import SPLIT_FILE
@@ -69,11 +70,7 @@ def write(path, header, rows):
 
 
 def prepare(*words):
-    words = list(map(str, words))
-    main(words)
-    out = words[words.index("--out") + 1]
-    with open(f"{out}/annotation.json", encoding="utf-8") as file:
-        return json.load(file)
+    return prepared(main, *words)
 
 
 def test_r2gens_rules_ids_images_and_order(openi, tmp_path, capsys):

@@ -6,18 +6,14 @@ import zipfile
 import numpy as np
 import pandas
 import pytest
+from conftest import prepared
 from PIL import Image
 
 from data.prepare_table import main
 
 
 def prepare(*words):
-    """Rows by split."""
-    words = list(map(str, words))
-    main(words)
-    out = words[words.index("--out") + 1]
-    with open(f"{out}/annotation.json", encoding="utf-8") as file:
-        return json.load(file)
+    return prepared(main, *words)
 
 
 def refused(capsys, *words) -> str:

@@ -57,40 +57,10 @@ function drawViewer() {
   parts.push(light);
   const controls = el("div", { class: "controls" });
   if (image?.mask) {
-    controls.append(
-      el(
-        "label",
-        {},
-        el("input", {
-          type: "checkbox",
-          id: "mask",
-          checked: overlay.mask,
-          onchange: (event) => {
-            overlay.mask = event.target.checked;
-            drawOverlays();
-          },
-        }),
-        "ADM mask",
-      ),
-    );
+    controls.append(overlaySwitch("mask", "ADM mask"));
   }
   if (found?.graph && viewNumber === 0) {
-    controls.append(
-      el(
-        "label",
-        {},
-        el("input", {
-          type: "checkbox",
-          id: "boxes",
-          checked: overlay.boxes,
-          onchange: (event) => {
-            overlay.boxes = event.target.checked;
-            drawOverlays();
-          },
-        }),
-        "Regions",
-      ),
-    );
+    controls.append(overlaySwitch("boxes", "Regions"));
   }
   if (image?.mask || found?.attention) {
     controls.append(
@@ -116,6 +86,15 @@ function drawViewer() {
   parts.push(controls, ...remarks(found, image).map((text) => el("p", { class: "quiet", text })));
   box.replaceChildren(...parts);
   drawOverlays();
+}
+
+/** A check box that shows or hides the overlay `name`. */
+function overlaySwitch(name, title) {
+  const onchange = (event) => {
+    overlay[name] = event.target.checked;
+    drawOverlays();
+  };
+  return el("label", {}, el("input", { type: "checkbox", id: name, checked: overlay[name], onchange }), title);
 }
 
 /** Sentences under the image: what was done with the mask, what the word looked at. */

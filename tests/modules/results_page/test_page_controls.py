@@ -7,7 +7,7 @@ from io import StringIO
 
 import numpy as np
 import pytest
-from made_page import ids, make_results, needs_browser, open_made, text
+from made_page import freshly_opened, ids, make_results, needs_browser, open_made, text
 
 from main_test import main
 from modules.results_page.build import read_graph, write_page
@@ -174,12 +174,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, folder):
-    browser.errors.clear()
-    browser.media()
-    browser.open(folder / "index.html", "#studies")
-    browser.loaded()
-    yield browser
-    assert browser.errors == []
+    yield from freshly_opened(browser, folder)
 
 
 def cells(page, rows: str) -> list[list[str]]:

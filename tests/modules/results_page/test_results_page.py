@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from made_page import attention_row, ids, ink, made_attention, make_results, needs_browser, text
+from made_page import attention_row, freshly_opened, ids, ink, made_attention, make_results, needs_browser, text
 
 from data.batches import Batch
 from modules.decoding import DecodingSettings, decode
@@ -265,13 +265,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, folder):
-    """The made run's page, freshly opened; afterwards the console must be silent."""
-    browser.errors.clear()
-    browser.media()
-    browser.open(folder / "index.html", "#studies")
-    browser.loaded()
-    yield browser
-    assert browser.errors == []
+    yield from freshly_opened(browser, folder)
 
 
 @needs_browser
